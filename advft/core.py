@@ -63,7 +63,7 @@ SEATS = dict(
 SINGLE_SEATS = "groups", "optimizer", "schedule", "sampler" # two techniques cannot share one of these
 STAGES = "head", "reinit", "wrap", "freeze" # the order in which `model` seats run
 
-# %% ../nbs/00_core.ipynb #fa7c84c9
+# %% ../nbs/00_core.ipynb #794af560
 class Technique:
     "One change to fine-tuning: a frozen dataclass whose fields are its knobs and whose methods take seats."
     stage = "wrap" # where its `model` seat runs, one of `STAGES`
@@ -74,9 +74,9 @@ class Technique:
         Technique.registry[cls.key] = cls
     @classmethod
     def seats(cls): return [s for s in SEATS if getattr(cls, s) is not getattr(Technique, s)]
-    def __str__(self): return f"{self.key}({_knobs_text(self)})"
+    def __str__(self): return f"{self.key}({_knobs_text(self, bare_first=True)})"
 
-# %% ../nbs/00_core.ipynb #a9ac4901
+# %% ../nbs/00_core.ipynb #18d23127
 def _literal(value):
     "Python's own literal, with 2e-5 instead of 2e-05."
     if isinstance(value, tuple): return "(" + ", ".join(map(_literal, value)) + ("," if len(value) == 1 else "") + ")"
@@ -86,9 +86,11 @@ def _knobs(cls):
     "The fields of a dataclass that are knobs, all but those marked otherwise."
     return [f for f in fields(cls) if f.metadata.get("knob", True)]
 
-def _knobs_text(obj):
-    "The knobs that differ from their defaults, as keyword arguments."
-    return ", ".join(f"{f.name}={_literal(v)}" for f in _knobs(obj) if (v := getattr(obj, f.name)) != f.default)
+def _knobs_text(obj, bare_first=False):
+    "The knobs that differ from their defaults, as arguments; the first one without its name if asked."
+    changed = [(f.name, _literal(v)) for f in _knobs(obj) if (v := getattr(obj, f.name)) != f.default]
+    bare = _knobs(obj)[0].name if bare_first and _knobs(obj) else None
+    return ", ".join(v if n == bare else f"{n}={v}" for n, v in changed)
 
 # %% ../nbs/00_core.ipynb #04a155a7
 @patch
@@ -164,7 +166,7 @@ class Rung:
         "A JSON description: the class and its attributes."
         return dict(rung=type(self).__name__, **{k: v for k, v in vars(self).items() if k != "name"})
 
-# %% ../nbs/00_core.ipynb #cba9c620
+# %% ../nbs/00_core.ipynb #40f30075
 @dataclass(frozen=True)
 class Recipe(Rung):
     "Base settings of a fine-tuning plus techniques: `Recipe(epochs=3) + LayerDecay(0.9)`."
@@ -178,7 +180,9 @@ class Recipe(Rung):
     name: str = field(default=None, compare=False, metadata=dict(knob=False)) # what tables call it; no part of what it is
 
     def __post_init__(self):
-        for k, interval, kind in _RECIPE_RULES: check_in(k, getattr(self, k), interval, kind)
+        for k, interval, kind in _RECIPE_RULES:
+            v = check_in(k, getattr(self, k), interval, kind)
+            object.__setattr__(self, k, int(v) if v == int(v) else v) # 3.0 and 3 are one recipe, in JSON too
         if not isinstance(self.model, (str, type(None))): raise ValueError(f"`model` must be a name or folder, got {self.model!r}")
         object.__setattr__(self, "techniques", _sorted_techniques(self.techniques))
 
@@ -216,7 +220,7 @@ def __str__(self: Recipe) -> str:
     base = _knobs_text(self)
     return " + ".join([f"recipe({base})"] + [str(t) for t in self.techniques])
 
-# %% ../nbs/00_core.ipynb #4247664f
+# %% ../nbs/00_core.ipynb #09206f8c
 def _calls(node):
     "The calls of a sum, left to right, as (name, positional, keywords) of literals; None if it is anything else."
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
@@ -224,25 +228,25 @@ def _calls(node):
         return None if left is None or right is None else left + right
     if isinstance(node, ast.Name): return [(node.id, [], {})]
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)): return None
-    try: return [(node.func.id, [ast.literal_eval(a) for a in node.args],
-                  {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg or ast.literal_eval(k)})]
-    except (ValueError, TypeError, SyntaxError): return None
+    names = [k.arg for k in node.keywords] # None is a **
+    if None in names or len(set(names)) < len(names): return None
+    return [(node.func.id, [ast.literal_eval(a) for a in node.args], {k.arg: ast.literal_eval(k.value) for k in node.keywords})]
 
-# %% ../nbs/00_core.ipynb #29ecbfa6
+# %% ../nbs/00_core.ipynb #df7c7d76
 def _parse_calls(text):
     "The calls in a recipe text; raises a `ValueError` if it is no sum of calls of literals."
     try: calls = _calls(ast.parse(str(text).strip(), mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError): calls = None
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError): calls = None
     if calls: return calls
     raise ValueError(f"a recipe text is a sum like 'recipe(epochs=3) + layer_decay(0.9)' "
                      f"with plain numbers and words in the brackets, got {str(text)[:80]!r}")
 
-# %% ../nbs/00_core.ipynb #8270f67f
+# %% ../nbs/00_core.ipynb #7965d32c
 def _build(cls, name, args, kwargs):
     "`cls(*args, **kwargs)`, with errors that name the knobs."
     knobs = [f.name for f in _knobs(cls)]
     for k in kwargs: check_one_of(f"knob of {name}", k, knobs)
-    if len(args) > len(knobs): raise ValueError(f"{name} has {len(knobs)} knobs ({', '.join(knobs)}), got {len(args)} values")
+    if len(args) > len(knobs): raise ValueError(f"{name} takes at most {len(knobs)} values ({', '.join(knobs)}), got {len(args)}")
     twice = set(knobs[:len(args)]) & set(kwargs)
     if twice: raise ValueError(f"{name} got `{min(twice)}` twice; give it once")
     try: return cls(*map(_freeze, args), **{k: _freeze(v) for k, v in kwargs.items()})
