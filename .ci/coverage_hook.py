@@ -11,11 +11,11 @@ DIRECTIVES = re.compile(r"\A(?:\s*#\s*\|[^\n]*\n)*")
 
 def blocks(package):
     "The exported cells of a package: source without directives -> (file, line before its first line)."
-    found = {}
+    found, relative = {}, re.compile(r"^(\s*from )\.", re.M) # nbdev writes `from .core` for a notebook's `from advft.core`
     for file in Path(package).resolve().glob("*.py"):
         head, *cells = re.split(r"^# %% .*\n", text := file.read_text(encoding="utf-8"), flags=re.M)
         for m, source in zip(re.finditer(r"^# %% .*\n", text, re.M), cells):
-            found[source.strip()] = str(file), text[:m.end()].count("\n")
+            found[relative.sub(rf"\1{package}.", source).strip()] = str(file), text[:m.end()].count("\n")
     return found
 
 

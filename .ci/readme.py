@@ -1,7 +1,7 @@
 """Make README.md from nbs/index.ipynb.
 
 python .ci/readme.py            write README.md
-python .ci/readme.py --check    exit with 1 and a line if README.md is not what would be written
+python .ci/readme.py --check    exit with 1 and a line if README.md is not what would be written, or links to a file that is not there
 """
 import json, posixpath, re, sys
 from pathlib import Path
@@ -51,10 +51,17 @@ def readme(notebook):
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
+def dead_links(text):
+    "Relative links to files that do not exist."
+    targets = [m[3].split("#")[0] for m in LINK.finditer(re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)) if m[2]]
+    return [t for t in targets if not WHOLE.match(t) and not (ROOT/t).exists()]
+
+
 if __name__ == "__main__":
     new, file = readme(ROOT/"nbs/index.ipynb"), ROOT/"README.md"
     old = file.read_text(encoding="utf-8") if file.exists() else ""
     if sys.argv[1:] == ["--check"]:
         if new != old: sys.exit("README.md differs from nbs/index.ipynb: run python .ci/readme.py")
+        if dead := dead_links(new): sys.exit(f"README.md links to files that do not exist: {', '.join(dead)}")
     elif sys.argv[1:]: sys.exit(__doc__)
     elif new != old: file.write_text(new, encoding="utf-8")
