@@ -214,6 +214,13 @@ def without(self: Recipe, name: str) -> Recipe:
     check_one_of("technique in this recipe", name, [t.key for t in self.techniques])
     return replace(self, techniques=tuple(t for t in self.techniques if t.key != name))
 
+# %% ../nbs/00_core.ipynb #ee4bab4a
+@patch
+def fit(self: Recipe, train, valid, seed):
+    "Fine-tune on `train`: see `advft.train.fine_tune`."
+    import_module("advft.train")
+    return Recipe.fit(self, train, valid, seed)
+
 # %% ../nbs/00_core.ipynb #ab5b8774
 @patch
 def __str__(self: Recipe) -> str:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LARGEST_TARGET', 'TASKS', 'READERS', 'METRICS', 'DEFAULT_METRIC', 'CLEAR_URL', 'CLEAR_DIGEST', 'CLEAR_COLUMNS',
-           'leveled_passages', 'text_columns', 'infer_task', 'task_hint', 'read_table', 'Metric', 'metric_table',
-           'metric_for', 'score', 'split_folds', 'sample_rows', 'sample_groups', 'flesch_kincaid', 'clear_corpus']
+           'leveled_passages', 'text_columns', 'infer_task', 'task_hint', 'read_table', 'table_facts', 'Metric',
+           'metric_table', 'metric_for', 'score', 'split_folds', 'sample_rows', 'sample_groups', 'flesch_kincaid',
+           'clear_corpus']
 
 # %% ../nbs/01_data.ipynb #657c5b86
 import csv, hashlib, io, json, os, re, sys, warnings
@@ -283,6 +284,13 @@ def read_table(
     if not isinstance(table[target].dtype, np.dtype) or table[target].dtype.kind not in "iuf":
         table[target] = np.array([float(v) for v in table[target]])
     return table
+
+# %% ../nbs/01_data.ipynb #d2093418
+def table_facts(
+    table: pd.DataFrame, # Perhaps with facts in `table.attrs["advft"]`
+) -> dict: # text, target, task
+    "The text and target columns and the task of a table; the usual names unless it says otherwise."
+    return dict(text="text", target="target", task="auto") | table.attrs.get("advft", {})
 
 # %% ../nbs/01_data.ipynb #c8b49244
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['AdvTrainer', 'keep_rng', 'plain_groups', 'quiet', 'load_model', 'load_tokenizer', 'longest_input', 'tokenise',
-           'Target', 'fit_target', 'output_layer', 'fold_target', 'FineTuned', 'best_device', 'versions',
-           'seed_streams', 'StopAtNaN', 'fine_tune', 'table_facts', 'preflight']
+           'Target', 'fit_target', 'output_layer', 'fold_target', 'in_length_order', 'FineTuned', 'best_device',
+           'versions', 'seed_streams', 'StopAtNaN', 'fine_tune', 'TextFeatures', 'preflight']
 
-# %% ../nbs/02_train.ipynb #466450b2
+# %% ../nbs/02_train.ipynb #d9530af1
 import contextlib, copy, json, random, tempfile
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
@@ -18,11 +18,11 @@ import numpy as np, pandas as pd, torch, transformers
 from accelerate.utils import find_batch_size
 from fastcore.basics import patch
 from torch import nn
-from transformers import (AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, PrinterCallback,
+from transformers import (AutoModel, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, PrinterCallback,
                           Trainer, TrainerCallback, TrainingArguments)
 
 from .core import STAGES, Recipe, check_in, find_model
-from .data import infer_task, metric_for, read_table, text_columns
+from .data import infer_task, metric_for, read_table, table_facts, text_columns
 from .data import score as score_predictions
 from .layer_stack import is_decayed, layer_stack
 
@@ -316,6 +316,23 @@ def fold_target(
         last.weight.mul_(target.sd)
         if last.bias is not None: last.bias.mul_(target.sd).add_(target.mean)
 
+# %% ../nbs/02_train.ipynb #c24d46b6
+def in_length_order(
+    rows, # Tokenised rows
+    tokenizer, # Pads them
+    batch_size: int, # Rows a forward pass
+    forward, # A padded batch -> (batch, outputs)
+    device, # Where `forward` runs
+) -> np.ndarray: # (n, outputs), in the order of `rows`
+    "Run `forward` over batches of like length, longest first, without gradients."
+    longest_first, found = np.argsort([-len(r["input_ids"]) for r in rows], kind="stable"), [None] * len(rows)
+    collate = DataCollatorWithPadding(tokenizer)
+    with torch.inference_mode(), quiet():
+        for i in range(0, len(rows), batch_size):
+            at = longest_first[i:i + batch_size]
+            for j, out in zip(at, forward(collate([rows[j] for j in at]).to(device)).float().cpu().numpy()): found[j] = out
+    return np.stack(found)
+
 # %% ../nbs/02_train.ipynb #e6540c93
 @dataclass
 class FineTuned:
@@ -330,7 +347,7 @@ class FineTuned:
     scores: dict = field(default_factory=dict) # {"valid": {metric: value}} if there was a validation part
     history: list = field(default_factory=list, repr=False) # what was logged, a dict a line
 
-# %% ../nbs/02_train.ipynb #a1677963
+# %% ../nbs/02_train.ipynb #8a3f1cde
 @patch
 def _as_table(self: FineTuned, texts):
     "A checked table from a table, a file name, a list of texts, or a list of pairs."
@@ -346,16 +363,8 @@ def raw(self: FineTuned,
     batch_size: int = 64, # Texts a forward pass
 ) -> np.ndarray: # (n, outputs): what the model puts out
     "The model's outputs, in the order given."
-    table = self._as_table(texts)
-    rows = tokenise(table, self.text, self.tokenizer, self.max_length)
-    longest_first = np.argsort([-len(r["input_ids"]) for r in rows], kind="stable")
-    collate, device = DataCollatorWithPadding(self.tokenizer), next(self.model.parameters()).device
-    found = np.empty((len(rows), self.model.config.num_labels))
-    with torch.inference_mode(), quiet():
-        for i in range(0, len(rows), batch_size):
-            at = longest_first[i:i + batch_size]
-            found[at] = self.model(**collate([rows[j] for j in at]).to(device)).logits.float().cpu()
-    return found
+    rows = tokenise(self._as_table(texts), self.text, self.tokenizer, self.max_length)
+    return in_length_order(rows, self.tokenizer, batch_size, lambda batch: self.model(**batch).logits, next(self.model.parameters()).device)
 
 # %% ../nbs/02_train.ipynb #eca62cd2
 @patch
@@ -496,13 +505,7 @@ def _fit(train, recipe, name, seeds, task, text, target):
     if labels.task == "regression": fold_target(model, labels)
     return FineTuned(model, tokenizer, labels.task, labels.labels, text_columns(text), length, recipe, history=trainer.state.log_history)
 
-# %% ../nbs/02_train.ipynb #b09ccee5
-def table_facts(
-    table, # DataFrame, perhaps with facts in `table.attrs["advft"]`
-) -> dict: # text, target, task
-    "What the ladder says about a table: its text and target columns and its task."
-    return dict(text="text", target="target", task="auto") | table.attrs.get("advft", {})
-
+# %% ../nbs/02_train.ipynb #0de280df
 @patch
 def fit(self: Recipe,
     train, # Training part, a DataFrame
@@ -511,6 +514,36 @@ def fit(self: Recipe,
 ) -> FineTuned: # The predictor
     "Fine-tune on `train`: what the ladder calls."
     return fine_tune(train, valid, self, seed=seed, **table_facts(train))
+
+# %% ../nbs/02_train.ipynb #41fdd7ed
+class TextFeatures:
+    "Mean token vectors of a frozen encoder: a callable, table -> (n, width)."
+    def __init__(self,
+        model: str = "minilm", # Name or folder
+        text="text", # Text column; "a,b" for a pair
+        max_length: int = 256, # Tokens; longer texts are cut
+        batch_size: int = 64, # Texts a forward pass
+    ): self.model, self.text, self.max_length, self.batch_size, self._loaded = model, text, max_length, batch_size, None
+    def __getstate__(self): return vars(self) | dict(_loaded=None)
+    def loaded(self):
+        "Encoder and tokenizer."
+        if self._loaded is None:
+            self._loaded = load_model(self.model, auto_class=AutoModel).to(best_device()).eval(), load_tokenizer(self.model)
+        return self._loaded
+
+@patch
+def __call__(self: TextFeatures,
+    table, # DataFrame with the text columns
+) -> np.ndarray: # (n, width)
+    "Features of each row, in the table's order."
+    encoder, tokenizer = self.loaded()
+    rows = tokenise(table, self.text, tokenizer, longest_input(self.max_length, tokenizer, encoder.config))
+    return in_length_order(rows, tokenizer, self.batch_size, lambda batch: _mean_tokens(encoder(**batch)[0], batch["attention_mask"]), best_device())
+
+def _mean_tokens(hidden, mask):
+    "(batch, tokens, width) and (batch, tokens) to (batch, width)."
+    mask = mask[..., None].to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 # %% ../nbs/02_train.ipynb #fb3498a6
 def _takes_kwargs(model):
