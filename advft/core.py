@@ -271,19 +271,20 @@ def find_technique(
     if name not in Technique.registry: import_module("advft.all")
     return Technique.registry[check_one_of("technique", name, sorted(Technique.registry))]
 
-# %% ../nbs/00_core.ipynb #2879a25c
+# %% ../nbs/00_core.ipynb #28e0380d
 @patch(cls_method=True)
 def parse(
     cls: Recipe,
     text: str, # Such as "recipe(epochs=3) + layer_decay(0.9)"; `recipe(...)` may be left out
+    base: Recipe = None, # Whose settings to take if it is; None takes the defaults
 ): # The recipe
     "Read a recipe from its text form; literals only, nothing is evaluated. Raises `ValueError`."
-    base, techniques = None, []
+    found, techniques = None, []
     for name, args, kwargs in _parse_calls(text):
         if name != "recipe": techniques.append(_build(find_technique(name), name, args, kwargs))
-        elif base is None: base = _build(Recipe, name, args, kwargs)
+        elif found is None: found = _build(Recipe, name, args, kwargs)
         else: raise ValueError(f"one recipe(...) is enough, got two in {text!r}")
-    return replace(base or Recipe(), techniques=tuple(techniques))
+    return replace(found or base or Recipe(), techniques=tuple(techniques), name=None)
 
 # %% ../nbs/00_core.ipynb #685ec88d
 @patch

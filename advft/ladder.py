@@ -8,7 +8,7 @@ __all__ = ['TRIAL_KEYS', 'PROTOCOL', 'joined_texts', 'Fitted', 'FittedClasses', 
            'with_model', 'run_trial', 'write_trial', 'package_versions', 'leave_with_parent', 'read_trial', 'set_aside',
            'table_digest', 'open_folder', 'check_folder', 'run_trials', 'Ladder', 'read_ladder', 'progress_of', 'climb',
            'stop_workers', 'default_rungs', 'named_rungs', 'prepare_table', 'ladder_config', 'run_ladder',
-           'check_seeds', 'passages_preset']
+           'check_seeds', 'passages_preset', 'rungs_from_texts']
 
 # %% ../nbs/71_ladder.ipynb #1bd69814
 import copy, hashlib, io, json, math, os, subprocess, sys, threading, time, warnings
@@ -53,7 +53,7 @@ def _fit_on(table, features, regressor, classifier):
     estimator = (regressor if regression else classifier).fit(features(table), table[facts["target"]].tolist())
     return (Fitted if regression else FittedClasses)(estimator, features)
 
-# %% ../nbs/71_ladder.ipynb #9694f763
+# %% ../nbs/71_ladder.ipynb #bdda17a1
 class MeanRung(Rung):
     "Predict the mean of the training part, or the most frequent class."
     name = "mean"
@@ -70,7 +70,7 @@ class TfidfRung(Rung):
         from sklearn.pipeline import make_pipeline
         words = lambda: TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
         return _fit_on(train, joined_texts, make_pipeline(words(), RidgeCV(np.logspace(-2, 3, 11))),
-                       make_pipeline(words(), LogisticRegression(max_iter=1000)))
+                       make_pipeline(words(), LogisticRegression(C=10.0, max_iter=1000)))
 
 # %% ../nbs/71_ladder.ipynb #ee08c533
 class FrozenRung(Rung):
@@ -239,7 +239,7 @@ def write_trial(path, trial, scores, cost, error, threads, predictions):
                  error=error, predictions=predictions, threads=threads, versions=package_versions())
     write_whole(path, json.dumps(found, indent=1))
 
-# %% ../nbs/71_ladder.ipynb #709bb0fb
+# %% ../nbs/71_ladder.ipynb #5def8724
 def package_versions() -> dict:
     "The versions that a score may depend on."
     return dict(advft=advft.__version__) | {p: version(p) for p in ("torch", "transformers", "accelerate", "numpy", "scikit-learn")}
@@ -254,6 +254,8 @@ def _set_threads(rung, threads):
 
 def leave_with_parent():
     "In a worker: end this process within a second when the one that started it has died."
+    from joblib.externals.loky import process_executor
+    process_executor._USE_PSUTIL = False # it takes the import of transformers for a memory leak and restarts the worker
     parent = os.getppid()
     def watch():
         while os.getppid() == parent: time.sleep(0.5)
@@ -661,6 +663,21 @@ def passages_preset(
     table, settings = leveled_passages(), dict(epochs=3, batch_size=8)
     if full: return dict(table=table, folds=5, group="topic", out="runs/passages-full", settings=settings | dict(max_length=96))
     return dict(table=sample_groups(table, "topic", 42), folds=2, group="topic", out="runs/passages", settings=settings | dict(max_length=64))
+
+# %% ../nbs/71_ladder.ipynb #9fb8d589
+def rungs_from_texts(
+    texts, # Recipe texts, or "published"; a text without recipe(...) takes the control's settings
+    defaults: dict, # From `default_rungs`
+) -> dict: # Name -> rung; the trivial ones and basic are always there
+    "The rungs that the command line asks for. Raises `ValueError` for a text that cannot be read."
+    rungs = {n: defaults[n] for n in ("mean", "TF-IDF + ridge", "frozen + ridge", "basic")} if texts else defaults
+    for text in texts:
+        recipe = None if text == "published" else Recipe.parse(text, base=defaults["control"])
+        own = recipe is not None and replace(recipe, techniques=()) == defaults["control"] # then the techniques are name enough
+        name = recipe and (" + ".join(map(str, recipe.techniques)) if own and recipe.techniques else str(recipe))
+        if name in rungs: raise ValueError(f"the recipe {name!r} is given twice; give it once")
+        rungs = rungs | (defaults if recipe is None else {name: recipe})
+    return rungs
 
 # %% ../nbs/71_ladder.ipynb #e489361d
 @patch
