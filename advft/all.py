@@ -5,7 +5,21 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/73_all.ipynb #a97b2746
+# %% ../nbs/73_all.ipynb #f503c5b8
 from importlib import import_module
 
 from .core import *
+from .data import *
+from .layer_stack import *
+from .layer_decay import *
+from .ladder import *
+
+# %% ../nbs/73_all.ipynb #5a69f328
+_later = dict.fromkeys("AdvTrainer FineTuned TextFeatures fine_tune load_model load_tokenizer preflight".split(), "advft.train")
+
+def __getattr__(name):
+    "Names of slow modules, imported when first asked for."
+    if name in _later: return getattr(import_module(_later[name]), name)
+    raise AttributeError(f"module 'advft.all' has no attribute {name!r}")
+
+__all__ = [n for n in globals() if not n.startswith("_") and n != "import_module"] + list(_later)

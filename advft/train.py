@@ -316,7 +316,7 @@ def fold_target(
         last.weight.mul_(target.sd)
         if last.bias is not None: last.bias.mul_(target.sd).add_(target.mean)
 
-# %% ../nbs/02_train.ipynb #c24d46b6
+# %% ../nbs/02_train.ipynb #2be2431e
 def in_length_order(
     rows, # Tokenised rows
     tokenizer, # Pads them
@@ -331,7 +331,7 @@ def in_length_order(
         for i in range(0, len(rows), batch_size):
             at = longest_first[i:i + batch_size]
             for j, out in zip(at, forward(collate([rows[j] for j in at]).to(device)).float().cpu().numpy()): found[j] = out
-    return np.stack(found)
+    return np.stack(found).astype(float)
 
 # %% ../nbs/02_train.ipynb #e6540c93
 @dataclass
