@@ -1,6 +1,5 @@
 "Kills, damage and several commands at once: what a notebook cannot show."
-import json, os, signal, subprocess, sys, time
-from pathlib import Path
+import json, shutil, signal, subprocess, sys, time
 
 import psutil, pytest
 
@@ -47,26 +46,34 @@ def wait_for(place, out, count, process):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("count", [0, 3, 9])
-def test_kill_and_resume(place, whole, count):
-    out = f"killed-{count}"
-    process = start(place, out)
-    if count: wait_for(place, out, count, process)
-    else: time.sleep(6)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL); process.wait()
-    kept = {n: p.read_bytes() for n, p in trials(place, out).items()}
+def end(process, how, workers):
+    "Send a signal; within five seconds the workers must be gone."
+    process.send_signal(how)
+    stderr = process.communicate(timeout=60)[1]
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert not [p for p in alive if "resource_tracker" not in " ".join(p.cmdline())]
-    assert len(kept) >= count
-    finish(place, out)
-    assert outcome(place, out) == whole
-    assert {n: p.read_bytes() for n, p in trials(place, out).items() if n in kept} == kept
-    assert not [p.name for p in (place[0]/out/"trials").iterdir() if p.suffix == ".tmp"]
+    return process.returncode, stderr
+
+
+def test_killed_again_and_again_it_ends_like_an_uninterrupted_run(place, whole):
+    kept = {}
+    for count, how in (0, signal.SIGKILL), (3, signal.SIGKILL), (6, signal.SIGINT), (9, signal.SIGKILL):
+        process = start(place, "killed")
+        while not (workers := psutil.Process(process.pid).children(recursive=True)): time.sleep(0.1)
+        wait_for(place, "killed", count, process)
+        code, stderr = end(process, how, workers + psutil.Process(process.pid).children(recursive=True) if process.poll() is None else workers)
+        assert code == (130 if how == signal.SIGINT else -9) and "Traceback" not in stderr
+        now = {n: p.read_bytes() for n, p in trials(place, "killed").items()}
+        assert len(now) >= count and kept.items() <= now.items()
+        kept = now
+    finish(place, "killed")
+    assert outcome(place, "killed") == whole
+    assert kept.items() <= {n: p.read_bytes() for n, p in trials(place, "killed").items()}.items()
+    assert not list((place[0]/"killed"/"trials").glob("*.tmp"))
 
 
 def test_damaged_trials_are_set_aside_and_run_again(place, whole):
-    finish(place, "damaged")
+    shutil.copytree(place[0]/"whole", place[0]/"damaged")
     names = sorted(trials(place, "damaged"))
     folder = place[0]/"damaged"/"trials"
     (folder/names[0]).write_text('{"rung": ')
@@ -106,15 +113,3 @@ def test_two_commands_do_no_trial_twice(place, tiny_bert):
     fits = (folder/"fits.txt").read_text().splitlines()
     assert len(fits) == 16 and len(trials(place, "both")) == 16
 
-
-def test_interrupt_ends_with_130_and_resumes(place, whole):
-    process = start(place, "interrupted")
-    wait_for(place, "interrupted", 2, process)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "Traceback" not in stderr and "run the same command" in stderr
-    _, alive = psutil.wait_procs(workers, timeout=5)
-    assert not [p for p in alive if "resource_tracker" not in " ".join(p.cmdline())]
-    finish(place, "interrupted")
-    assert outcome(place, "interrupted") == whole
