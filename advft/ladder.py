@@ -6,9 +6,9 @@
 __all__ = ['TRIAL_KEYS', 'PROTOCOL', 'joined_texts', 'Fitted', 'FittedClasses', 'MeanRung', 'TfidfRung', 'FrozenRung',
            'published_ladder', 'top_rate', 'describe', 'Trial', 'write_whole', 'predict_all', 'all_scores', 'Job',
            'with_model', 'run_trial', 'write_trial', 'package_versions', 'leave_with_parent', 'read_trial', 'set_aside',
-           'table_digest', 'open_folder', 'check_folder', 'run_trials', 'Ladder', 'read_ladder', 'progress_of', 'climb',
-           'stop_workers', 'default_rungs', 'named_rungs', 'prepare_table', 'ladder_config', 'run_ladder',
-           'check_seeds', 'passages_preset', 'rungs_from_texts']
+           'usable', 'table_digest', 'open_folder', 'check_folder', 'run_trials', 'Ladder', 'read_ladder',
+           'progress_of', 'climb', 'stop_workers', 'default_rungs', 'named_rungs', 'prepare_table', 'ladder_config',
+           'run_ladder', 'check_seeds', 'passages_preset', 'rungs_from_texts']
 
 # %% ../nbs/71_ladder.ipynb #1bd69814
 import copy, hashlib, io, json, math, os, subprocess, sys, threading, time, warnings
@@ -86,7 +86,7 @@ class FrozenRung(Rung):
         return _fit_on(train, features, make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 5, 11))),
                        make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)))
 
-# %% ../nbs/71_ladder.ipynb #07bb31a3
+# %% ../nbs/71_ladder.ipynb #8d75413d
 def published_ladder(
     learning_rate: float = 2e-4, # LLRD's top rate; the post's other rates follow in its proportions
     **settings, # Other settings of `Recipe`, the same for all rungs
@@ -98,7 +98,7 @@ def published_ladder(
 def top_rate(
     folder, # A model's folder
 ) -> float: # LLRD's top rate
-    "A top rate for a model's width: 2e-4 at MiniLM's 384, found on validation; by the square of the width elsewhere, unmeasured."
+    "A top rate for a model's width: 2e-4 at MiniLM's 384; falling with the square of the width, a rule of thumb that we have not measured."
     config = json.loads((Path(folder)/"config.json").read_text())
     width = next((config[k] for k in ("hidden_size", "d_model", "dim", "n_embd") if k in config), 384)
     return 2e-4 * min(1.0, (384 / width) ** 2)
@@ -133,7 +133,7 @@ def write_whole(
         f.write(content.encode() if isinstance(content, str) else content); f.flush(); os.fsync(f.fileno())
     os.replace(beside, path)
 
-# %% ../nbs/71_ladder.ipynb #8d52dc57
+# %% ../nbs/71_ladder.ipynb #86f3883a
 def predict_all(
     predictor, # What a rung's `fit` returned
     table, # Rows to predict
@@ -141,7 +141,7 @@ def predict_all(
 ): # (predictions, probabilities or None)
     "Predictions in the table's order; classes with their probabilities if the predictor has them."
     if labels is None or not hasattr(predictor, "predict_proba"): return list(predictor.predict(table)), None
-    p, own = np.asarray(predictor.predict_proba(table)), list(predictor.labels)
+    p, own = np.asarray(predictor.predict_proba(table)), list(getattr(predictor, "labels", labels))
     full = np.zeros((len(table), len(labels)))
     full[:, [labels.index(v) for v in own]] = p # a class that the training part lacks has probability 0
     return [labels[i] for i in full.argmax(1)], full
@@ -158,13 +158,14 @@ def all_scores(
     found = {m.name: score(m, truth, prediction, probability, labels) for m in fits}
     return {k: float(v) if math.isfinite(v) else None for k, v in found.items()}
 
-# %% ../nbs/71_ladder.ipynb #63a27f6d
+# %% ../nbs/71_ladder.ipynb #0e19f427
 @dataclass
 class Job:
     "What every trial of a run shares."
     folder: Path # the run's `trials`
     table: pd.DataFrame # with its facts in `attrs`
     splits: list # (train, valid, test) positions of each fold
+    task: str # "regression", "binary" or "multiclass"
     labels: list # the classes, or None
     model: str # folder of the model for rungs that name none
     threads: int # threads a trial
@@ -177,7 +178,7 @@ def _fit_and_score(job, rung, trial):
     for part, rows in dict(valid=valid, test=test).items():
         prediction, probability = predict_all(predictor, rows, job.labels)
         truth = rows[facts["target"]].tolist()
-        scores[part] = all_scores(facts["task"], truth, prediction, probability, job.labels)
+        scores[part] = all_scores(job.task, truth, prediction, probability, job.labels)
         found = pd.DataFrame(dict(part=part, row=rows.index, truth=truth, prediction=prediction))
         if probability is not None: found[[f"p({v})" for v in job.labels]] = probability
         parts.append(found)
@@ -282,6 +283,23 @@ def set_aside(
     "Rename a damaged trial's files to .broken, so that it is run again and nothing is lost."
     for p in (Path(path), Path(path).with_suffix(".csv")):
         if p.exists(): os.replace(p, next(b for i in range(10**6) if not (b := p.with_name(f"{p.name}.{i}.broken")).exists()))
+
+# %% ../nbs/71_ladder.ipynb #519fc72d
+def usable(
+    path, # A trial's JSON
+    retry: bool = False, # Whether a failed trial shall run again
+) -> bool: # False: it has to run
+    "Whether a trial is finished; a damaged one, or with `retry` a failed one, is set aside unless another process is at it."
+    from filelock import FileLock, Timeout
+    good = lambda t: bool(t) and not (retry and t["error"])
+    if good(read_trial(path)) or not Path(path).exists(): return good(read_trial(path))
+    try:
+        with FileLock(Path(path).with_suffix(".lock"), timeout=0):
+            if good(found := read_trial(path)): return True
+            if not found: warnings.warn(f"trial {Path(path).name} is damaged; it is set aside as .broken and run again", stacklevel=2)
+            set_aside(path)
+    except Timeout: pass
+    return False
 
 # %% ../nbs/71_ladder.ipynb #72c66a4c
 PROTOCOL = 1 # changes when results can no longer be compared
@@ -435,7 +453,7 @@ def predictions(self: Ladder,
         found.append(rows.assign(rung=t["rung"], fold=t["fold"], seed=t["seed"]))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["row", "truth", "prediction", "rung", "fold", "seed"])
 
-# %% ../nbs/71_ladder.ipynb #cb057267
+# %% ../nbs/71_ladder.ipynb #07d4d379
 @patch
 def verdict(self: Ladder) -> str:
     "What the figures do not show, in a sentence."
@@ -450,25 +468,25 @@ def show(self: Ladder,
     width: int = 80, # Characters a line
 ) -> str: # Two small tables and the caveats
     "The ladder as text for a terminal."
-    t, number = self.table(), lambda v: "" if pd.isna(v) else f"{v:.3f}"
-    signed = lambda v: "" if pd.isna(v) else f"{v:+.3f}"
     head = ["rung", self.metric, "sd", "valid", "vs previous", "vs control", "s/trial", "failed"]
-    rows = [[r.rung, number(r.test), number(r.test_sd), number(r.valid), signed(r.diff_previous), signed(r.diff_control),
-             "" if pd.isna(r.seconds) else f"{r.seconds:.1f}", str(r.failed or "")] for r in t.itertuples()]
-    folds = self.scores("test").groupby("fold").mean(), self.scores("valid").groupby("fold").mean()
-    by_fold = [[name] + [f"{number(a)} ({number(b)})" for a, b in zip(folds[0][name], folds[1][name])] for name, _ in self.rungs]
-    parts = [_columns(head, rows, width), "each fold's test score (validation in brackets)",
-             _columns(["rung"] + [f"fold {k}" for k in folds[0].index], by_fold, width)]
-    return "\n\n".join(parts + [self.caveats()])
+    rows = [[r.rung, _number(r.test), _number(r.test_sd), _number(r.valid), _number(r.diff_previous, "+.3f"), _number(r.diff_control, "+.3f"),
+             _number(r.seconds, ".1f"), str(r.failed or "")] for r in self.table().itertuples()]
+    test, valid = self.scores("test").groupby("fold").mean(), self.scores("valid").groupby("fold").mean()
+    each = [[name] + [f"{_number(a)} ({_number(b)})" for a, b in zip(test[name], valid[name])] for name, _ in self.rungs]
+    heads, fit = [f"fold {k}" for k in test.index], max(1, (width - 18) // 15)
+    blocks = [_columns(["rung"] + heads[i:i + fit], [r[:1] + r[1 + i:1 + i + fit] for r in each], 18) for i in range(0, len(heads), fit)]
+    return "\n\n".join([_columns(head, rows, 18), "each fold's test score (validation in brackets)", *blocks, self.caveats()])
 
-# %% ../nbs/71_ladder.ipynb #eaee3f90
-def _columns(head, rows, width):
-    "Left-aligned names and right-aligned figures; long names are cut so that lines keep to `width`."
-    rest = [max(len(r[i]) for r in [head] + rows) for i in range(1, len(head))]
-    first = max(12, min(max(len(r[0]) for r in [head] + rows), width - sum(rest) - 2 * len(rest)))
-    cut = lambda s: s if len(s) <= first else s[:first - 1] + "…"
-    line = lambda r: "  ".join([cut(r[0]).ljust(first)] + [v.rjust(w) for v, w in zip(r[1:], rest)]).rstrip()
-    return "\n".join(map(line, [head] + rows))
+# %% ../nbs/71_ladder.ipynb #c8f2d484
+def _number(value, form=".3f"): return "" if pd.isna(value) else f"{value:{form}}"
+
+def _columns(head, rows, most):
+    "Names on the left, figures on the right; a name longer than `most` stands on a line of its own."
+    wide = [max(len(r[i]) for r in [head] + rows) for i in range(1, len(head))]
+    first = min(most, max(len(r[0]) for r in [head] + rows))
+    figures = lambda r: "  ".join(v.rjust(w) for v, w in zip(r[1:], wide))
+    line = lambda r: f"{r[0]:{first}}  {figures(r)}" if len(r[0]) <= first else f"{r[0]}\n{'':{first}}  {figures(r)}"
+    return "\n".join(line(r).rstrip() for r in [head] + rows)
 
 @patch
 def caveats(self: Ladder) -> str:
@@ -545,7 +563,7 @@ def progress_of(total, done, show):
         task = bar.add_task("trials", total=total, completed=done)
         yield lambda trial, status: bar.update(task, advance=1, description=f"{trial.name}, fold {trial.fold}")
 
-# %% ../nbs/71_ladder.ipynb #7504fc9e
+# %% ../nbs/71_ladder.ipynb #1adfccef
 def climb(
     job: Job, # What all trials share
     work: list, # (rung, trial) pairs
@@ -554,13 +572,7 @@ def climb(
     progress=True, # As for `run_ladder`
 ):
     "Run what is not finished; damaged trials are set aside and reported."
-    todo = []
-    for rung, trial in work:
-        path = job.folder/f"{trial.digest}.json"
-        known = read_trial(path)
-        if path.exists() and not known: warnings.warn(f"trial {path.name} is damaged; it is set aside as .broken and run again", stacklevel=3)
-        if path.exists() and (not known or (retry and known["error"])): set_aside(path); known = None
-        if not known: todo.append((rung, trial))
+    todo = [(r, t) for r, t in work if not usable(job.folder/f"{t.digest}.json", retry)]
     with progress_of(len(work), len(work) - len(todo), progress) as report:
         try: run_trials(job, todo, jobs, report)
         except KeyboardInterrupt: stop_workers(); raise
@@ -592,7 +604,7 @@ def named_rungs(
         if not hasattr(rung, "fit"): raise ValueError(f"rung {name!r} has no `fit(train, valid, seed)`, got {type(rung).__name__}")
     return dict(pairs)
 
-# %% ../nbs/71_ladder.ipynb #8b61a4b6
+# %% ../nbs/71_ladder.ipynb #e1d67178
 def prepare_table(
     table, # A DataFrame or a file
     text="text", # Text column; "a,b" for a pair
@@ -602,19 +614,19 @@ def prepare_table(
 ) -> pd.DataFrame: # Checked, with its facts in `attrs`; classes as a categorical column
     "The table as rungs see it."
     table = read_table(table, text, target, group, task)
-    task = infer_task(table[target], task)
+    task = "regression" if infer_task(table[target], task) == "regression" else "classification"
     if task != "regression": table[target] = pd.Categorical(table[target], sorted(table[target].unique()))
     table.attrs["advft"] = dict(text=text if isinstance(text, str) else ",".join(text), target=target, task=task)
     return table
 
-def ladder_config(table, model, folds, group, split_seed=0):
+def ladder_config(table, model, folds, group, task, split_seed=0):
     "What the trials of a run have in common."
     facts = table_facts(table)
     columns = text_columns(facts["text"], table.columns) + [facts["target"]] + [c for c in (group, folds) if isinstance(c, str)]
     return dict(protocol=PROTOCOL, table=dict(digest=table_digest(table, columns), rows=len(table), columns=columns),
-                model=model_digest(model), folds=dict(folds=folds, group=group, seed=split_seed), task=facts["task"], versions=package_versions())
+                model=model_digest(model), folds=dict(folds=folds, group=group, seed=split_seed), task=task, versions=package_versions())
 
-# %% ../nbs/71_ladder.ipynb #317078fc
+# %% ../nbs/71_ladder.ipynb #0c418a8b
 def run_ladder(
     table=None, # A DataFrame or a file; None takes the embedded passages
     rungs=None, # A dict or list of rungs; None: trivial ones and the published ladder
@@ -631,18 +643,19 @@ def run_ladder(
     if table is None: table, group, out = leveled_passages(), group or "topic", out or "runs/passages"
     stem = Path(table).stem if isinstance(table, (str, Path)) else "table"
     table = prepare_table(table, text, target, group, task)
-    facts, seeds, cores = table_facts(table), check_seeds(seeds), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    metric = metric_for(facts["task"], metric).name
-    splits = split_folds(table, folds, 0, groups=group, target=target, task=facts["task"])
+    task, seeds = infer_task(table[target], table_facts(table)["task"]), check_seeds(seeds)
+    metric = metric_for(task, metric).name
+    splits = split_folds(table, folds, 0, groups=group, target=target, task=task)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     jobs = cores if jobs is None else check_in("jobs", jobs, "[1, inf)", int)
     folder = find_model(model)
     rungs = named_rungs(default_rungs(folder) if rungs is None else rungs)
     for rung in rungs.values(): find_model(getattr(rung, "model", None) or folder)
-    labels = None if facts["task"] == "regression" else list(table[target].cat.categories)
-    out, config = Path(out or f"runs/{stem}"), ladder_config(table, folder, folds, group)
+    labels = None if task == "regression" else list(table[target].cat.categories)
+    out, config = Path(out or f"runs/{stem}"), ladder_config(table, folder, folds, group, task)
     work = [(r, Trial(n, json.dumps(describe(r)), f, s)) for s in seeds for f in range(len(splits)) for n, r in rungs.items()]
     open_folder(out, config)
-    job = Job((out/"trials").absolute(), table, splits, labels, str(folder), max(1, cores // jobs))
+    job = Job((out/"trials").absolute(), table, splits, task, labels, str(folder), max(1, cores // jobs))
     climb(job, work, jobs, retry, progress)
     return read_ladder(out, metric, [(n, json.dumps(describe(r))) for n, r in rungs.items()]).save()
 

@@ -157,7 +157,7 @@ def show_groups(
                  tensors=len(g["params"]), parameters=sum(p.numel() for p in g["params"])) for g in groups]
     return pd.DataFrame(rows).sort_values("lr", kind="stable", ignore_index=True)
 
-# %% ../nbs/10_layer_stack.ipynb #b9a9222b
+# %% ../nbs/10_layer_stack.ipynb #ab68f16d
 def plot_groups(
     groups: list, # Parameter groups, or an optimizer's `param_groups`
     ax=None, # Axes to draw on
@@ -168,4 +168,5 @@ def plot_groups(
     ax = ax or plt.figure(figsize=(5, .25 * len(shown) + .8)).gca()
     ax.barh(shown.part, shown.lr, color=["tab:orange" if h else "tab:blue" for h in shown["head"]])
     ax.set(xlabel="learning rate", ylabel="part of the model")
+    ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
     return ax
