@@ -63,7 +63,7 @@ SEATS = dict(
 SINGLE_SEATS = "groups", "optimizer", "schedule", "sampler" # two techniques cannot share one of these
 STAGES = "head", "reinit", "wrap", "freeze" # the order in which `model` seats run
 
-# %% ../nbs/00_core.ipynb #794af560
+# %% ../nbs/00_core.ipynb #bd4bb825
 class Technique:
     "One change to fine-tuning: a frozen dataclass whose fields are its knobs and whose methods take seats."
     stage = "wrap" # where its `model` seat runs, one of `STAGES`
@@ -73,7 +73,9 @@ class Technique:
         cls.key = camel2snake(cls.__name__)
         Technique.registry[cls.key] = cls
     @classmethod
-    def seats(cls): return [s for s in SEATS if getattr(cls, s) is not getattr(Technique, s)]
+    def seats(cls) -> list:
+        "The seats that this technique takes."
+        return [s for s in SEATS if getattr(cls, s) is not getattr(Technique, s)]
     def __str__(self): return f"{self.key}({_knobs_text(self, bare_first=True)})"
 
 # %% ../nbs/00_core.ipynb #18d23127
@@ -92,57 +94,84 @@ def _knobs_text(obj, bare_first=False):
     bare = _knobs(obj)[0].name if bare_first and _knobs(obj) else None
     return ", ".join(v if n == bare else f"{n}={v}" for n, v in changed)
 
-# %% ../nbs/00_core.ipynb #04a155a7
+# %% ../nbs/00_core.ipynb #349c29cf
 @patch
 def arguments(self: Technique) -> dict:
     "Changes to TrainingArguments, by name."
     return {}
 
 @patch
-def prepare(self: Technique, train) -> Technique:
-    "Look at the training part (a DataFrame); return the technique to use, by default this one."
+def prepare(self: Technique,
+    train, # Training part, a DataFrame
+) -> Technique: # The technique to use from here on
+    "Look at the training part and return the technique to use, by default this one."
     return self
 
 @patch
-def model(self: Technique, model):
-    "Return the model to train; runs at `stage`, before any optimizer exists."
+def model(self: Technique,
+    model, # Loaded weights, or what the techniques before made of them
+): # The model to train
+    "Change or replace the model; runs at `stage`, before any optimizer exists."
     return model
 
-# %% ../nbs/00_core.ipynb #2c0cd100
+# %% ../nbs/00_core.ipynb #bd471a94
 @patch
-def groups(self: Technique, model, learning_rate: float, weight_decay: float) -> list:
-    "Parameter groups that cover every trainable parameter once."
+def groups(self: Technique,
+    model, # The model to train
+    learning_rate: float, # The recipe's rate, absolute
+    weight_decay: float, # The recipe's decay, for matrices
+) -> list: # Parameter groups that cover every trainable parameter once
+    "Group the parameters; no neutral form."
     raise NotImplementedError
 
 @patch
-def optimizer(self: Technique, groups: list, learning_rate: float, weight_decay: float):
-    "An optimizer over `groups`."
+def optimizer(self: Technique,
+    groups: list, # Parameter groups, with or without rates of their own
+    learning_rate: float, # For groups without
+    weight_decay: float, # For groups without
+): # A torch optimizer
+    "Make the optimizer; no neutral form."
     raise NotImplementedError
 
 @patch
-def attach(self: Technique, optimizer, model) -> None:
-    "Put hooks on the finished optimizer."
+def attach(self: Technique,
+    optimizer, # The finished optimizer
+    model, # The model it trains
+) -> None:
+    "Put hooks on the optimizer."
 
-# %% ../nbs/00_core.ipynb #d6c48ed9
+# %% ../nbs/00_core.ipynb #b951ecff
 @patch
-def schedule(self: Technique, optimizer, total_steps: int):
-    "A scheduler for `optimizer` over `total_steps` optimizer steps."
+def schedule(self: Technique,
+    optimizer, # Whose groups' rates it scales
+    total_steps: int, # Optimizer steps of the whole training
+): # A torch scheduler, stepped once an optimizer step
+    "Make the schedule; no neutral form."
     raise NotImplementedError
 
 @patch
-def bend(self: Technique, scheduler, total_steps: int):
-    "Return the scheduler to use instead of `scheduler`."
+def bend(self: Technique,
+    scheduler, # The schedule there is
+    total_steps: int, # Optimizer steps of the whole training
+): # The schedule to use instead
+    "Change whatever schedule there is."
     return scheduler
 
 @patch
-def loss(self: Technique, compute):
-    "Wrap `compute(model, inputs) -> (loss, outputs)`."
+def loss(self: Technique,
+    compute, # (model, inputs) -> (loss, outputs)
+): # A function of the same form
+    "Wrap the loss of a training step; evaluation uses the plain one."
     return compute
 
-# %% ../nbs/00_core.ipynb #0636a787
+# %% ../nbs/00_core.ipynb #47925e50
 @patch
-def sampler(self: Technique, dataset, batch_size: int, seed: int):
-    "A batch sampler: an iterable of lists of positions in `dataset`."
+def sampler(self: Technique,
+    dataset, # Sequence of tokenised rows
+    batch_size: int, # Rows a micro-batch
+    seed: int, # Drives the data order
+): # A batch sampler: an iterable of lists of positions in `dataset`
+    "Choose which rows form a batch; no neutral form."
     raise NotImplementedError
 
 @patch
@@ -202,21 +231,27 @@ def _sorted_techniques(techniques):
             owner[seat] = t
     return tuple(techniques)
 
-# %% ../nbs/00_core.ipynb #078f3cf2
+# %% ../nbs/00_core.ipynb #549e5cb0
 @patch
 def __add__(self: Recipe, technique: Technique) -> Recipe:
     "The recipe with one more technique."
     return replace(self, techniques=self.techniques + (technique,)) if isinstance(technique, Technique) else NotImplemented
 
 @patch
-def without(self: Recipe, name: str) -> Recipe:
+def without(self: Recipe,
+    name: str, # snake_case, such as "layer_decay"
+) -> Recipe:
     "The recipe less the technique called `name`; raises if it has none."
     check_one_of("technique in this recipe", name, [t.key for t in self.techniques])
     return replace(self, techniques=tuple(t for t in self.techniques if t.key != name))
 
-# %% ../nbs/00_core.ipynb #ee4bab4a
+# %% ../nbs/00_core.ipynb #8bd19689
 @patch
-def fit(self: Recipe, train, valid, seed):
+def fit(self: Recipe,
+    train, # Training part, a DataFrame
+    valid, # Validation part
+    seed: int, # Drives every random choice
+): # A `FineTuned`
     "Fine-tune on `train`: see `advft.train.fine_tune`."
     import_module("advft.train")
     return Recipe.fit(self, train, valid, seed)

@@ -10,13 +10,14 @@ __all__ = ['TRIAL_KEYS', 'PROTOCOL', 'joined_texts', 'Fitted', 'FittedClasses', 
            'progress_of', 'climb', 'stop_workers', 'default_rungs', 'named_rungs', 'prepare_table', 'ladder_config',
            'run_ladder', 'check_seeds', 'passages_preset', 'rungs_from_texts']
 
-# %% ../nbs/71_ladder.ipynb #1bd69814
+# %% ../nbs/71_ladder.ipynb #acfd4212
 import copy, hashlib, io, json, math, os, subprocess, sys, threading, time, warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -34,17 +35,27 @@ def joined_texts(
     columns = text_columns(table_facts(table)["text"], table.columns)
     return ["\n\n".join(row) for row in zip(*(table[c] for c in columns))]
 
-# %% ../nbs/71_ladder.ipynb #eb1f7639
+# %% ../nbs/71_ladder.ipynb #7db596b7
 class Fitted:
     "A predictor from a scikit-learn estimator and a function that makes its input from a table."
     def __init__(self, estimator, features): self.estimator, self.features = estimator, features
-    def predict(self, table): return self.estimator.predict(self.features(table))
+    def predict(self,
+        table, # DataFrame
+    ): # (n,)
+        "Values or classes, in the table's order."
+        return self.estimator.predict(self.features(table))
     @property
-    def labels(self): return list(self.estimator.classes_)
+    def labels(self):
+        "The classes, in the order of the probabilities."
+        return list(self.estimator.classes_)
 
 class FittedClasses(Fitted):
     "The same for classes, with their probabilities."
-    def predict_proba(self, table): return self.estimator.predict_proba(self.features(table))
+    def predict_proba(self,
+        table, # DataFrame
+    ): # (n, classes)
+        "Probabilities, columns as `labels`."
+        return self.estimator.predict_proba(self.features(table))
 
 def _fit_on(table, features, regressor, classifier):
     "Fit the estimator that suits the table's task."
@@ -103,7 +114,7 @@ def top_rate(
     width = next((config[k] for k in ("hidden_size", "d_model", "dim", "n_embd") if k in config), 384)
     return 2e-4 * min(1.0, (384 / width) ** 2)
 
-# %% ../nbs/71_ladder.ipynb #2a145e2e
+# %% ../nbs/71_ladder.ipynb #ec631a11
 def describe(
     rung, # A Rung, or anything with `name` and `fit`
 ) -> dict: # Ready for JSON; raises `ValueError` if it is not
@@ -120,7 +131,9 @@ class Trial:
     fold: int # 0-based
     seed: int # drives every random choice
     @property
-    def digest(self): return hashlib.sha256(json.dumps([self.name, self.description, self.fold, self.seed]).encode()).hexdigest()[:16]
+    def digest(self) -> str:
+        "The name of its files."
+        return hashlib.sha256(json.dumps([self.name, self.description, self.fold, self.seed]).encode()).hexdigest()[:16]
 
 # %% ../nbs/71_ladder.ipynb #343dfb13
 def write_whole(
@@ -393,7 +406,7 @@ def _in_workers(job, pairs, jobs, report):
         if found[trial] != "busy": report(trial, found[trial])
     return found
 
-# %% ../nbs/71_ladder.ipynb #5e85951f
+# %% ../nbs/71_ladder.ipynb #6a63e001
 @dataclass
 class Ladder:
     "The results of a run: `table()`, `plot()`, `predictions()`, and every trial."
@@ -403,9 +416,13 @@ class Ladder:
     metric: str = "rmse" # the metric shown
     config: dict = field(default_factory=dict, repr=False) # what ladder.json holds
     @property
-    def failed(self): return [t for t in self.trials if t["error"]]
+    def failed(self) -> list:
+        "The trials that ended with an error."
+        return [t for t in self.trials if t["error"]]
     @property
-    def better(self): return 1 if METRICS[self.metric].greater_is_better else -1
+    def better(self) -> int:
+        "1 if a greater score is better, else -1."
+        return 1 if METRICS[self.metric].greater_is_better else -1
 
 # %% ../nbs/71_ladder.ipynb #aa9f34f2
 @patch
@@ -453,7 +470,7 @@ def predictions(self: Ladder,
         found.append(rows.assign(rung=t["rung"], fold=t["fold"], seed=t["seed"]))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["row", "truth", "prediction", "rung", "fold", "seed"])
 
-# %% ../nbs/71_ladder.ipynb #07d4d379
+# %% ../nbs/71_ladder.ipynb #41c8df74
 @patch
 def verdict(self: Ladder) -> str:
     "What the figures do not show, in a sentence."
@@ -475,7 +492,7 @@ def show(self: Ladder,
     each = [[name] + [f"{_number(a)} ({_number(b)})" for a, b in zip(test[name], valid[name])] for name, _ in self.rungs]
     heads, fit = [f"fold {k}" for k in test.index], max(1, (width - 18) // 15)
     blocks = [_columns(["rung"] + heads[i:i + fit], [r[:1] + r[1 + i:1 + i + fit] for r in each], 18) for i in range(0, len(heads), fit)]
-    return "\n\n".join([_columns(head, rows, 18), "each fold's test score (validation in brackets)", *blocks, self.caveats()])
+    return "\n\n".join([_columns(head, rows, 18), "each fold's test score (validation in brackets)", *blocks, *(fill(c, width) for c in self.caveats().splitlines())])
 
 # %% ../nbs/71_ladder.ipynb #c8f2d484
 def _number(value, form=".3f"): return "" if pd.isna(value) else f"{value:{form}}"
