@@ -29,7 +29,7 @@ TASK = typer.Option("auto", "--task", help="auto, regression, classification, bi
 METRIC = typer.Option(None, "--metric", help="rmse, mae, pearson, spearman; accuracy, f1, kappa, auc, log_loss.")
 MODEL = typer.Option("minilm", "--model", help="minilm, a folder, or a name on the Hugging Face hub.")
 
-# %% ../nbs/72_cli.ipynb #dc12c36a
+# %% ../nbs/72_cli.ipynb #5f9cc7a9
 def numbers(
     text: str, # "0,1,2"
     name: str, # The option, for the error
@@ -38,7 +38,11 @@ def numbers(
     try: return [int(t) for t in str(text).split(",")]
     except ValueError: raise ValueError(f"`{name}` must be whole numbers such as 0,1,2, got {text!r}") from None
 
-def hint(table, target, task):
+def hint(
+    table, # A checked table
+    target: str, # Target column
+    task: str, # As given; only "auto" leaves a doubt
+):
     "On stderr, a hint if numbers look like classes."
     from advft.data import task_hint
     note = task_hint(table[target]) if task == "auto" else None
@@ -124,7 +128,7 @@ def check_empty(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"`--out` must be a new or empty folder, and {folder} is not; choose another")
 
-# %% ../nbs/72_cli.ipynb #4377fbd1
+# %% ../nbs/72_cli.ipynb #e097145d
 @app.command(epilog="Example: advft predict essay-model new-essays.csv --out predictions.csv")
 def predict(
     model: str = typer.Argument(..., help="Folder that `advft train` wrote."),
@@ -134,8 +138,8 @@ def predict(
     "Predict every row of a table, in its order: its columns, the prediction, and for classes the probabilities."
     if out and Path(out).exists(): raise FileExistsError(f"`--out` must be a new file, and {out} exists; choose another")
     if not Path(model).is_dir(): raise FileNotFoundError(f"model folder {model} does not exist; name a folder that `advft train` wrote")
+    from advft.core import write_whole
     from advft.data import read_table
-    from advft.ladder import write_whole
     from advft.train import FineTuned
     fitted = FineTuned.load(model)
     rows = read_table(table, fitted.text, target=None)
@@ -151,7 +155,7 @@ def techniques():
     from advft.core import technique_table
     for t in technique_table().itertuples(): print(f"{t.name}({t.knobs})\n    {t.what}")
 
-# %% ../nbs/72_cli.ipynb #16ff5329
+# %% ../nbs/72_cli.ipynb #fb89177d
 USAGE_ERROR = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException") # typer carries its own click, or click's
 
 def main(
@@ -166,4 +170,8 @@ def main(
     except FloatingPointError as e: say("advft:", one_line(e)); code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
-def one_line(error): return " ".join(str(error).split())
+def one_line(
+    error, # An exception or text
+) -> str:
+    "Its text with line breaks folded."
+    return " ".join(str(error).split())

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SEATS', 'SINGLE_SEATS', 'STAGES', 'MINILM_DIGEST', 'MINILM_HUB', 'TINY', 'check_in', 'check_one_of', 'Technique',
            'Rung', 'Recipe', 'find_technique', 'technique_table', 'file_digest', 'find_model', 'model_digest',
-           'tiny_model', 'tiny_tokenizer']
+           'tiny_model', 'tiny_tokenizer', 'write_whole', 'leave_with_parent']
 
-# %% ../nbs/00_core.ipynb #eb3b0266
-import ast, hashlib, inspect, sys
+# %% ../nbs/00_core.ipynb #97dad5e8
+import ast, hashlib, inspect, os, sys, threading, time
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
@@ -463,3 +463,26 @@ def tiny_tokenizer(
         tokenizer_object=t, padding_side=check_one_of("padding side", padding_side, ["left", "right"]), model_max_length=512,
         pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
         model_input_names=["input_ids", "attention_mask"])
+
+# %% ../nbs/00_core.ipynb #343dfb13
+def write_whole(
+    path, # Where the file shall be
+    content, # Text or bytes
+):
+    "Write a file so that no reader ever sees half of it."
+    beside = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.tmp")
+    with open(beside, "wb") as f:
+        f.write(content.encode() if isinstance(content, str) else content); f.flush(); os.fsync(f.fileno())
+    os.replace(beside, path)
+
+# %% ../nbs/00_core.ipynb #3763e57f
+def leave_with_parent(
+    parent: int, # Process number
+):
+    "In a worker: end this process within a second when `parent` has died."
+    from joblib.externals.loky import process_executor
+    process_executor._USE_PSUTIL = False # it takes the import of transformers for a memory leak and restarts the worker
+    def watch():
+        while os.getppid() == parent: time.sleep(0.5)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()

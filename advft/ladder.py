@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['TRIAL_KEYS', 'PROTOCOL', 'joined_texts', 'Fitted', 'FittedClasses', 'MeanRung', 'TfidfRung', 'FrozenRung',
-           'published_ladder', 'top_rate', 'describe', 'Trial', 'write_whole', 'predict_all', 'all_scores', 'Job',
-           'with_model', 'run_trial', 'write_trial', 'package_versions', 'leave_with_parent', 'read_trial', 'set_aside',
-           'usable', 'table_digest', 'open_folder', 'check_folder', 'run_trials', 'Ladder', 'read_ladder',
-           'progress_of', 'climb', 'stop_workers', 'default_rungs', 'named_rungs', 'prepare_table', 'ladder_config',
-           'run_ladder', 'check_seeds', 'passages_preset', 'rungs_from_texts']
+           'published_ladder', 'top_rate', 'describe', 'Trial', 'predict_all', 'all_scores', 'Job', 'with_model',
+           'run_trial', 'write_trial', 'package_versions', 'read_trial', 'set_aside', 'usable', 'table_digest',
+           'open_folder', 'check_folder', 'run_trials', 'Ladder', 'read_ladder', 'progress_of', 'climb', 'stop_workers',
+           'default_rungs', 'named_rungs', 'prepare_table', 'ladder_config', 'run_ladder', 'check_seeds',
+           'passages_preset', 'rungs_from_texts']
 
-# %% ../nbs/71_ladder.ipynb #acfd4212
-import copy, hashlib, io, json, math, os, subprocess, sys, threading, time, warnings
+# %% ../nbs/71_ladder.ipynb #dd27a4eb
+import copy, hashlib, io, json, math, os, subprocess, sys, time, warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -23,7 +23,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 
 import advft
-from .core import Recipe, Rung, check_in, file_digest, find_model, model_digest
+from .core import Recipe, Rung, check_in, file_digest, find_model, leave_with_parent, model_digest, write_whole
 from .data import METRICS, infer_task, leveled_passages, metric_for, read_table, sample_groups, score, split_folds, table_facts, text_columns
 from .layer_decay import LayerDecay
 
@@ -135,17 +135,6 @@ class Trial:
         "The name of its files."
         return hashlib.sha256(json.dumps([self.name, self.description, self.fold, self.seed]).encode()).hexdigest()[:16]
 
-# %% ../nbs/71_ladder.ipynb #343dfb13
-def write_whole(
-    path, # Where the file shall be
-    content, # Text or bytes
-):
-    "Write a file so that no reader ever sees half of it."
-    beside = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.tmp")
-    with open(beside, "wb") as f:
-        f.write(content.encode() if isinstance(content, str) else content); f.flush(); os.fsync(f.fileno())
-    os.replace(beside, path)
-
 # %% ../nbs/71_ladder.ipynb #86f3883a
 def predict_all(
     predictor, # What a rung's `fit` returned
@@ -253,7 +242,7 @@ def write_trial(path, trial, scores, cost, error, threads, predictions):
                  error=error, predictions=predictions, threads=threads, versions=package_versions())
     write_whole(path, json.dumps(found, indent=1))
 
-# %% ../nbs/71_ladder.ipynb #5def8724
+# %% ../nbs/71_ladder.ipynb #578b60bd
 def package_versions() -> dict:
     "The versions that a score may depend on."
     return dict(advft=advft.__version__) | {p: version(p) for p in ("torch", "transformers", "accelerate", "numpy", "scikit-learn")}
@@ -265,16 +254,6 @@ def _set_threads(rung, threads):
     torch.set_num_threads(threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-
-def leave_with_parent():
-    "In a worker: end this process within a second when the one that started it has died."
-    from joblib.externals.loky import process_executor
-    process_executor._USE_PSUTIL = False # it takes the import of transformers for a memory leak and restarts the worker
-    parent = os.getppid()
-    def watch():
-        while os.getppid() == parent: time.sleep(0.5)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
 
 # %% ../nbs/71_ladder.ipynb #03a8b324
 TRIAL_KEYS = "rung", "recipe", "fold", "seed", "scores", "cost", "error", "predictions", "versions", "threads"
@@ -377,7 +356,7 @@ def run_trials(
         todo = [(r, t) for r, t in todo if not read_trial(path(t))]
         if statuses and set(statuses.values()) == {"busy"}: time.sleep(1)
 
-# %% ../nbs/71_ladder.ipynb #a60e8020
+# %% ../nbs/71_ladder.ipynb #ea6724b9
 def _died():
     from joblib.externals.loky.process_executor import BrokenProcessPool
     return BrokenProcessPool
@@ -398,7 +377,7 @@ def _in_workers(job, pairs, jobs, report):
     from concurrent.futures import as_completed
     from joblib.externals.loky import get_reusable_executor
     env = {f"{lib}_NUM_THREADS": str(job.threads) for lib in ("OMP", "MKL", "OPENBLAS")} | dict(TOKENIZERS_PARALLELISM="false")
-    workers = get_reusable_executor(jobs, timeout=30, initializer=leave_with_parent, env=env)
+    workers = get_reusable_executor(jobs, timeout=30, initializer=leave_with_parent, initargs=(os.getpid(),), env=env)
     running, found = {workers.submit(run_trial, job, r, t): t for r, t in pairs}, {}
     for future in as_completed(running):
         trial = running[future]
