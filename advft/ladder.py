@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TRIAL_KEYS', 'PROTOCOL', 'joined_texts', 'Fitted', 'FittedClasses', 'MeanRung', 'TfidfRung', 'FrozenRung',
            'published_ladder', 'top_rate', 'describe', 'Trial', 'predict_all', 'all_scores', 'Job', 'with_model',
-           'run_trial', 'write_trial', 'package_versions', 'read_trial', 'set_aside', 'usable', 'table_digest',
-           'open_folder', 'check_folder', 'run_trials', 'Ladder', 'read_ladder', 'progress_of', 'climb', 'stop_workers',
+           'run_trial', 'write_trial', 'write_failed', 'package_versions', 'read_trial', 'set_aside', 'usable',
+           'table_digest', 'open_folder', 'check_folder', 'run_trials', 'Ladder', 'read_ladder', 'progress_of', 'climb',
            'default_rungs', 'named_rungs', 'prepare_table', 'ladder_config', 'run_ladder', 'check_seeds',
            'passages_preset', 'rungs_from_texts']
 
@@ -97,7 +97,7 @@ class FrozenRung(Rung):
         return _fit_on(train, features, make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 5, 11))),
                        make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)))
 
-# %% ../nbs/71_ladder.ipynb #8d75413d
+# %% ../nbs/71_ladder.ipynb #d5506650
 def published_ladder(
     learning_rate: float = 2e-4, # LLRD's top rate; the post's other rates follow in its proportions
     **settings, # Other settings of `Recipe`, the same for all rungs
@@ -111,7 +111,7 @@ def top_rate(
 ) -> float: # LLRD's top rate
     "A top rate for a model's width: 2e-4 at MiniLM's 384; falling with the square of the width, a rule of thumb that we have not measured."
     config = json.loads((Path(folder)/"config.json").read_text())
-    width = next((config[k] for k in ("hidden_size", "d_model", "dim", "n_embd") if k in config), 384)
+    width = next((config[k] for k in ("hidden_size", "d_model", "dim", "n_embd", "emb_dim") if k in config), 384)
     return 2e-4 * min(1.0, (384 / width) ** 2)
 
 # %% ../nbs/71_ladder.ipynb #ec631a11
@@ -160,7 +160,7 @@ def all_scores(
     found = {m.name: score(m, truth, prediction, probability, labels) for m in fits}
     return {k: float(v) if math.isfinite(v) else None for k, v in found.items()}
 
-# %% ../nbs/71_ladder.ipynb #0e19f427
+# %% ../nbs/71_ladder.ipynb #1d9c7960
 @dataclass
 class Job:
     "What every trial of a run shares."
@@ -176,7 +176,7 @@ def _fit_and_score(job, rung, trial):
     "Fit a trial; its predictions as a table, and its scores."
     facts, parts, scores = table_facts(job.table), [], {}
     train, valid, test = (_part(job.table, at) for at in job.splits[trial.fold])
-    predictor = with_model(rung, job.model).fit(train, valid, trial.seed)
+    predictor = rung.fit(train, valid, trial.seed)
     for part, rows in dict(valid=valid, test=test).items():
         prediction, probability = predict_all(predictor, rows, job.labels)
         truth = rows[facts["target"]].tolist()
@@ -186,7 +186,7 @@ def _fit_and_score(job, rung, trial):
         parts.append(found)
     return pd.concat(parts), scores
 
-# %% ../nbs/71_ladder.ipynb #a4391844
+# %% ../nbs/71_ladder.ipynb #0c25686a
 def _part(table, positions):
     "Rows of a table, the table's facts with them; the index is the position."
     part = table.iloc[positions].copy()
@@ -197,10 +197,12 @@ def with_model(
     rung, # Any rung
     model: str, # The ladder's model
 ): # The rung itself, or a copy that uses `model`
-    "A rung that leaves its model open gets the ladder's."
-    if getattr(rung, "model", model) is not None: return rung
+    "A rung that leaves its model open gets the ladder's; a folder is made absolute."
+    own = getattr(rung, "model", "none at all")
+    wanted = str(model) if own is None else str(Path(own).resolve()) if isinstance(own, str) and Path(own).is_dir() else own
+    if wanted == own or not hasattr(rung, "model"): return rung
     rung = copy.copy(rung)
-    object.__setattr__(rung, "model", str(model))
+    object.__setattr__(rung, "model", wanted)
     return rung
 
 # %% ../nbs/71_ladder.ipynb #69b3c0aa
@@ -223,16 +225,17 @@ def run_trial(
             return "done"
     except Timeout: return "busy"
 
-# %% ../nbs/71_ladder.ipynb #f4dd87a2
+# %% ../nbs/71_ladder.ipynb #a5fe70d8
 def _record(job, rung, trial, path):
     "Fit a trial and write its two files, also if it fails."
+    _set_threads(rung, job.threads)
     start, cpu, error, scores, digest = time.perf_counter(), time.process_time(), None, {}, None
     try:
-        _set_threads(rung, job.threads)
         predictions, scores = _fit_and_score(job, rung, trial)
         write_whole(path.with_suffix(".csv"), predictions.to_csv(index=False))
         digest = file_digest(path.with_suffix(".csv"), 16)
-    except Exception as e: error = " ".join(f"{type(e).__name__}: {e}".split())[:500]
+    except KeyboardInterrupt: raise
+    except BaseException as e: error = " ".join(f"{type(e).__name__}: {e}".split())[:500]
     cost = dict(seconds=round(time.perf_counter() - start, 2), cpu_seconds=round(time.process_time() - cpu, 2))
     write_trial(path, trial, scores, cost, error, job.threads, digest)
 
@@ -242,15 +245,20 @@ def write_trial(path, trial, scores, cost, error, threads, predictions):
                  error=error, predictions=predictions, threads=threads, versions=package_versions())
     write_whole(path, json.dumps(found, indent=1))
 
-# %% ../nbs/71_ladder.ipynb #578b60bd
+def write_failed(job, trial, error):
+    "Record a trial as failed that could not record itself."
+    cost = dict(seconds=None, cpu_seconds=None)
+    write_trial(job.folder/f"{trial.digest}.json", trial, {}, cost, " ".join(error.split())[:500], job.threads, None)
+
+# %% ../nbs/71_ladder.ipynb #1ce461f9
 def package_versions() -> dict:
     "The versions that a score may depend on."
     return dict(advft=advft.__version__) | {p: version(p) for p in ("torch", "transformers", "accelerate", "numpy", "scikit-learn")}
 
 def _set_threads(rung, threads):
-    "Fix the number of threads and hush progress bars; another number of threads gives other weights."
-    if isinstance(rung, (MeanRung, TfidfRung)): return # no torch, which takes seconds to import
-    import torch, transformers
+    "Import the engine, fix the number of threads, which changes the last digits, and hush progress bars."
+    if isinstance(rung, (MeanRung, TfidfRung)): return # no Trainer, which takes seconds to import
+    import torch, transformers, advft.train
     torch.set_num_threads(threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -334,7 +342,7 @@ def check_folder(out, config):
 
 def _brief(value): return " ".join(json.dumps(value).split())[:90]
 
-# %% ../nbs/71_ladder.ipynb #454598b8
+# %% ../nbs/71_ladder.ipynb #1e25791a
 def run_trials(
     job: Job, # What all trials share
     todo: list, # (rung, trial) pairs
@@ -348,15 +356,14 @@ def run_trials(
         batch = alone[:1] or todo
         try: statuses = _in_workers(job, batch, 1 if alone else jobs, report)
         except _died():
-            for _, t in batch:
-                if _was_running(path(t)): deaths[t] = deaths.get(t, 0) + 1
-            for t in [t for t, n in deaths.items() if n > 1 and not read_trial(path(t))]:
-                write_trial(path(t), t, {}, dict(seconds=None, cpu_seconds=None), "the worker died twice: killed, or out of memory", job.threads, None)
+            open_ones = [t for _, t in batch if not read_trial(path(t))]
+            for t in [t for t in open_ones if _was_running(path(t))] or open_ones: deaths[t] = deaths.get(t, 0) + 1
+            for t in [t for t in open_ones if deaths.get(t, 0) > 1]: write_failed(job, t, "the worker died twice: killed, or out of memory")
             statuses = {}
         todo = [(r, t) for r, t in todo if not read_trial(path(t))]
         if statuses and set(statuses.values()) == {"busy"}: time.sleep(1)
 
-# %% ../nbs/71_ladder.ipynb #ea6724b9
+# %% ../nbs/71_ladder.ipynb #2203ca07
 def _died():
     from joblib.externals.loky.process_executor import BrokenProcessPool
     return BrokenProcessPool
@@ -374,16 +381,29 @@ def _was_running(path):
 
 def _in_workers(job, pairs, jobs, report):
     "Run trials in `jobs` processes; trial -> status."
-    from concurrent.futures import as_completed
+    from concurrent.futures import FIRST_COMPLETED, wait
     from joblib.externals.loky import get_reusable_executor
     env = {f"{lib}_NUM_THREADS": str(job.threads) for lib in ("OMP", "MKL", "OPENBLAS")} | dict(TOKENIZERS_PARALLELISM="false")
     workers = get_reusable_executor(jobs, timeout=30, initializer=leave_with_parent, initargs=(os.getpid(),), env=env)
-    running, found = {workers.submit(run_trial, job, r, t): t for r, t in pairs}, {}
-    for future in as_completed(running):
-        trial = running[future]
-        found[trial] = future.result()
-        if found[trial] != "busy": report(trial, found[trial])
+    waiting, running, found = list(pairs), {}, {}
+    try:
+        while waiting or running:
+            for rung, trial in waiting[:jobs - len(running)]: running[workers.submit(run_trial, job, rung, trial)] = trial
+            waiting = [pair for pair in waiting if pair[1] not in running.values()]
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                trial = running.pop(future)
+                found[trial] = _status(job, trial, future)
+                if found[trial] != "busy": report(trial, found[trial])
+    except KeyboardInterrupt: workers.shutdown(wait=True, kill_workers=True); raise
     return found
+
+def _status(job, trial, future):
+    "What `run_trial` returned; if the rung did not even reach the worker, the trial has failed."
+    try: return future.result()
+    except _died(): raise
+    except Exception as e:
+        write_failed(job, trial, f"{type(e).__name__}: {e}")
+        return "done"
 
 # %% ../nbs/71_ladder.ipynb #6a63e001
 @dataclass
@@ -449,7 +469,7 @@ def predictions(self: Ladder,
         found.append(rows.assign(rung=t["rung"], fold=t["fold"], seed=t["seed"]))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["row", "truth", "prediction", "rung", "fold", "seed"])
 
-# %% ../nbs/71_ladder.ipynb #41c8df74
+# %% ../nbs/71_ladder.ipynb #29adda3e
 @patch
 def verdict(self: Ladder) -> str:
     "What the figures do not show, in a sentence."
@@ -468,13 +488,13 @@ def show(self: Ladder,
     rows = [[r.rung, _number(r.test), _number(r.test_sd), _number(r.valid), _number(r.diff_previous, "+.3f"), _number(r.diff_control, "+.3f"),
              _number(r.seconds, ".1f"), str(r.failed or "")] for r in self.table().itertuples()]
     test, valid = self.scores("test").groupby("fold").mean(), self.scores("valid").groupby("fold").mean()
-    each = [[name] + [f"{_number(a)} ({_number(b)})" for a, b in zip(test[name], valid[name])] for name, _ in self.rungs]
+    each = [[name] + [f"{_number(a)} ({_number(b)})" if a == a else "" for a, b in zip(test[name], valid[name])] for name, _ in self.rungs]
     heads, fit = [f"fold {k}" for k in test.index], max(1, (width - 18) // 15)
     blocks = [_columns(["rung"] + heads[i:i + fit], [r[:1] + r[1 + i:1 + i + fit] for r in each], 18) for i in range(0, len(heads), fit)]
     return "\n\n".join([_columns(head, rows, 18), "each fold's test score (validation in brackets)", *blocks, *(fill(c, width) for c in self.caveats().splitlines())])
 
-# %% ../nbs/71_ladder.ipynb #c8f2d484
-def _number(value, form=".3f"): return "" if pd.isna(value) else f"{value:{form}}"
+# %% ../nbs/71_ladder.ipynb #3e86a0ba
+def _number(value, form=".3f"): return "" if pd.isna(value) else f"{round(value, 3) + 0.0:{form}}"
 
 def _columns(head, rows, most):
     "Names on the left, figures on the right; a name longer than `most` stands on a line of its own."
@@ -489,6 +509,8 @@ def caveats(self: Ladder) -> str:
     "Direction, verdict and failures, a line each."
     better = "higher" if self.better > 0 else "lower"
     lines = [f"{self.metric}: {better} is better; differences are paired by fold and seed, and positive is better.", self.verdict()]
+    if self.scores().count().nunique() > 1: lines.append("Rungs have different numbers of trials: compare the differences, not the means.")
+    if len(threads := {t["threads"] for t in self.trials}) > 1: lines.append(f"Trials ran with different numbers of threads ({sorted(threads)}), which changes the last digits.")
     if self.failed: lines.append(f"{len(self.failed)} trial(s) failed, the first with: {self.failed[0]['error'][:120]}")
     return "\n".join(lines)
 
@@ -513,7 +535,7 @@ def plot(self: Ladder,
 def _repr_markdown_(self: Ladder):
     return f"```\n{self.show(100)}\n```"
 
-# %% ../nbs/71_ladder.ipynb #a38b8003
+# %% ../nbs/71_ladder.ipynb #65346f42
 def read_ladder(
     out, # A run's folder
     metric: str = None, # The metric to show; None takes the task's own
@@ -528,6 +550,7 @@ def read_ladder(
     names = [n for n, _ in found]
     if len(set(names)) < len(names): # one name, two descriptions: the folder has seen an older one
         found = {k: None for k in found if k in rungs or names.count(k[0]) == 1}
+        warnings.warn(f"{out} holds two rungs of one name with different settings; only the one asked for is shown", stacklevel=2)
     return Ladder(out, list(found), trials, metric_for(config["task"], metric).name, config)
 
 @patch
@@ -559,7 +582,7 @@ def progress_of(total, done, show):
         task = bar.add_task("trials", total=total, completed=done)
         yield lambda trial, status: bar.update(task, advance=1, description=f"{trial.name}, fold {trial.fold}")
 
-# %% ../nbs/71_ladder.ipynb #1adfccef
+# %% ../nbs/71_ladder.ipynb #46bdd5e8
 def climb(
     job: Job, # What all trials share
     work: list, # (rung, trial) pairs
@@ -569,16 +592,9 @@ def climb(
 ):
     "Run what is not finished; damaged trials are set aside and reported."
     todo = [(r, t) for r, t in work if not usable(job.folder/f"{t.digest}.json", retry)]
-    with progress_of(len(work), len(work) - len(todo), progress) as report:
-        try: run_trials(job, todo, jobs, report)
-        except KeyboardInterrupt: stop_workers(); raise
+    with progress_of(len(work), len(work) - len(todo), progress) as report: run_trials(job, todo, jobs, report)
 
-def stop_workers():
-    "End the workers at once; their trials are run again next time."
-    from joblib.externals.loky import get_reusable_executor
-    get_reusable_executor().shutdown(wait=True, kill_workers=True)
-
-# %% ../nbs/71_ladder.ipynb #d14d18bc
+# %% ../nbs/71_ladder.ipynb #ec8bd5ea
 def default_rungs(
     folder, # The model's folder
     max_length: int = 256, # Tokens
@@ -592,11 +608,12 @@ def named_rungs(
     rungs, # A dict name -> rung, or a list of rungs; a recipe without a name is called by its text
 ) -> dict: # Name -> rung
     "Rungs by name. Raises `ValueError` for none, or two of one name."
-    pairs = list(rungs.items()) if isinstance(rungs, dict) else [(getattr(r, "name", None) or str(r), r) for r in rungs]
+    pairs = list(rungs.items()) if isinstance(rungs, dict) else [(getattr(r, "name", None) or isinstance(r, Recipe) and str(r), r) for r in rungs]
     twice = [n for i, (n, _) in enumerate(pairs) if n in [m for m, _ in pairs[:i]]]
     if twice: raise ValueError(f"rungs need different names, got {twice[0]!r} twice; pass a dict of names")
     if not pairs: raise ValueError("`rungs` must hold one rung or more, got none")
     for name, rung in pairs:
+        if not name or not isinstance(name, str): raise ValueError(f"a {type(rung).__name__} in `rungs` has no `name`; give it one")
         if not hasattr(rung, "fit"): raise ValueError(f"rung {name!r} has no `fit(train, valid, seed)`, got {type(rung).__name__}")
     return dict(pairs)
 
@@ -622,7 +639,7 @@ def ladder_config(table, model, folds, group, task, split_seed=0):
     return dict(protocol=PROTOCOL, table=dict(digest=table_digest(table, columns), rows=len(table), columns=columns),
                 model=model_digest(model), folds=dict(folds=folds, group=group, seed=split_seed), task=task, versions=package_versions())
 
-# %% ../nbs/71_ladder.ipynb #0c418a8b
+# %% ../nbs/71_ladder.ipynb #c2ecc4c9
 def run_ladder(
     table=None, # A DataFrame or a file; None takes the embedded passages
     rungs=None, # A dict or list of rungs; None: trivial ones and the published ladder
@@ -644,12 +661,13 @@ def run_ladder(
     splits = split_folds(table, folds, 0, groups=group, target=target, task=task)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     jobs = cores if jobs is None else check_in("jobs", jobs, "[1, inf)", int)
-    folder = find_model(model)
+    folder = find_model(model).resolve()
     rungs = named_rungs(default_rungs(folder) if rungs is None else rungs)
-    for rung in rungs.values(): find_model(getattr(rung, "model", None) or folder)
+    for rung in rungs.values():
+        if isinstance(getattr(rung, "model", None), str): find_model(rung.model)
     labels = None if task == "regression" else list(table[target].cat.categories)
     out, config = Path(out or f"runs/{stem}"), ladder_config(table, folder, folds, group, task)
-    work = [(r, Trial(n, json.dumps(describe(r)), f, s)) for s in seeds for f in range(len(splits)) for n, r in rungs.items()]
+    work = [(with_model(r, folder), Trial(n, json.dumps(describe(r)), f, s)) for s in seeds for f in range(len(splits)) for n, r in rungs.items()]
     open_folder(out, config)
     job = Job((out/"trials").absolute(), table, splits, task, labels, str(folder), max(1, cores // jobs))
     climb(job, work, jobs, retry, progress)

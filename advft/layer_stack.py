@@ -60,7 +60,7 @@ def _stack(model):
     largest = max(map(size, stacks), default=0)
     return [layer for layers in stacks if size(layers) >= largest / 4 for layer in layers]
 
-# %% ../nbs/10_layer_stack.ipynb #d141918a
+# %% ../nbs/10_layer_stack.ipynb #92775b69
 def _is_norm(module): return "norm" in type(module).__name__.lower()
 
 def _outside_depth(model, name, passed, total, backbone, trunk):
@@ -68,8 +68,8 @@ def _outside_depth(model, name, passed, total, backbone, trunk):
     owner = model.get_submodule(name.rpartition(".")[0])
     inside = not backbone or name.startswith(backbone + ".")
     rest = name[len(backbone) + 1 if backbone else 0:]
-    if not inside: return total + 1
-    if isinstance(owner, nn.Embedding): return 0
+    if not inside or "pooler" in rest or "summary" in rest: return total + 1
+    if isinstance(owner, nn.Embedding) or (_is_norm(owner) and "embed" in rest): return 0
     after = passed == total and rest.split(".")[0] != trunk
     return total + 1 if after and not _is_norm(owner) else passed
 

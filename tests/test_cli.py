@@ -347,8 +347,8 @@ class Recovers(Rung):
         return MeanRung().fit(train, valid, seed)
 
 ERRORS = {"breaks with RuntimeError": "RuntimeError: two lines", "breaks with MemoryError": "MemoryError: two lines",
-          "NaN": "must be finite", "short": "must have the shape", "dies": "the worker died twice", "diverges": "diverged",
-          "recovers": "the disk is on strike"}
+          "NaN": "must be finite", "short": "must have the shape", "dies": "the worker died twice",
+          "diverges": "diverged", "recovers": "the disk is on strike"}
 FAILED = {"mean": 0, **dict.fromkeys(ERRORS, 2), "dies": 1, "last": 0} # trials of two
 DIVERGING = dict(learning_rate=1e30, epochs=2, batch_size=4, max_length=16)
 
@@ -411,7 +411,8 @@ def test_failed_trials_at_the_command_line(place, capfd):
     code, out, err = advft(command, capfd)
     rows = json.loads(out)
     assert code == 1 and [r["failed"] for r in rows] == [0, 0, 0, 0, 2] and {r["out"] for r in rows} == {"runs/good"}
-    assert [r["rung"] for r in rows[:4]] == ["mean", "TF-IDF + ridge", "frozen + ridge", "basic"] and rows[4]["test"] is None
+    assert [r["rung"] for r in rows[:4]] == ["mean", "TF-IDF + ridge", "frozen + ridge", "basic"]
+    assert rows[4]["test"] is None
     assert "10/10 " in err and "runs/good/table.csv" in err and "Traceback" not in err
     table = pd.read_csv("runs/good/table.csv")
     assert [r["test"] for r in rows[:4]] == table.test[:4].tolist() and set(rows[0]) == {*table.columns, "out"}
