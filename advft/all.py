@@ -5,21 +5,23 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/73_all.ipynb #f503c5b8
+# %% ../nbs/73_all.ipynb #bea7c4e5
 from importlib import import_module
 
+from ._modidx import d
 from .core import *
 from .data import *
 from .layer_stack import *
 from .layer_decay import *
 from .ladder import *
 
-# %% ../nbs/73_all.ipynb #5a69f328
-_later = dict.fromkeys("AdvTrainer FineTuned TextFeatures fine_tune load_model load_tokenizer preflight".split(), "advft.train")
+# %% ../nbs/73_all.ipynb #acd6b8c0
+_symbols = [s.split(".")[2:] for s in d["syms"]["advft.train"]] # the package's own index, made on export
+_later = {s[0]: "advft.train" for s in _symbols if len(s) == 1 and s[0][0] != "_"}
 
 def __getattr__(name):
     "Names of slow modules, imported when first asked for."
     if name in _later: return getattr(import_module(_later[name]), name)
     raise AttributeError(f"module 'advft.all' has no attribute {name!r}")
 
-__all__ = [n for n in globals() if not n.startswith("_") and n != "import_module"] + list(_later)
+__all__ = [n for n in globals() if not n.startswith("_") and n not in ("d", "import_module")] + list(_later)

@@ -43,7 +43,7 @@ def layer_decay_groups(
     check_in("weight_decay", weight_decay, "[0, inf)")
     return groups_by_depth(model, rates, weight_decay, head_weight_decay=0.0 if convention == "paper" else None)
 
-# %% ../nbs/11_layer_decay.ipynb #723d357e
+# %% ../nbs/11_layer_decay.ipynb #135981b0
 @dataclass(frozen=True)
 class LayerDecay(Technique):
     "Layer-wise learning-rate decay: each layer learns more slowly than the one above it."
@@ -53,6 +53,11 @@ class LayerDecay(Technique):
 
     def __post_init__(self): layer_rates(1, 1.0, self.layer_decay, self.head, self.convention)
 
-    def groups(self, model, learning_rate, weight_decay):
+    def groups(self,
+        model, # The model to train
+        learning_rate, # The top rate
+        weight_decay, # For matrices
+    ): # Parameter groups
+        "The groups of `layer_decay_groups`, the head's rate as a ratio."
         head = None if self.head is None else self.head * learning_rate
         return layer_decay_groups(model, learning_rate, self.layer_decay, head, weight_decay, self.convention)
