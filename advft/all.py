@@ -13,6 +13,13 @@ from .core import *
 from .data import *
 from .layer_stack import *
 from .layer_decay import *
+from .banded_decay import *
+from .discriminative import *
+from .schedules import *
+from .reinit import *
+from .swa import *
+from .ema import *
+from .evaluation import *
 from .ladder import *
 
 # %% ../nbs/73_all.ipynb #acd6b8c0

@@ -90,13 +90,14 @@ def ladder(
     group: str = typer.Option(None, "--group", help="Column whose groups no split may divide."),
     folds: str = typer.Option(None, "--folds", help="Number of folds, or a column that numbers them. [5]"),
     seeds: str = typer.Option("0", "--seeds", help="Seeds, a trial for each: 0,1,2."),
-    recipe: list[str] = typer.Option([], "--recipe", help="Add a rung, e.g. 'layer_decay(0.8)', or the set 'published'. Repeatable. "
-                                                           "Without recipe(...) it takes the control's settings."),
+    recipe: list[str] = typer.Option([], "--recipe", help="Add a rung, e.g. 'layer_decay(0.8)', or a set: published, one_at_a_time, leave_one_out. "
+                                                           "Repeatable. Without recipe(...) it takes the control's settings."),
     rows: int = typer.Option(None, "--rows", help="Take a sample of this many rows."),
     jobs: int = typer.Option(None, "--jobs", help="Worker processes. [one a core]"),
     out: str = typer.Option(None, "--out", help="Folder for the results. [runs/<table's name>]"),
     retry: bool = typer.Option(False, "--retry", help="Run failed trials again."),
     full: bool = typer.Option(False, "--full", help="All embedded passages in 5 folds."),
+    posts: bool = typer.Option(False, "--posts", help="Also keep the best score over all looks at the test part, as the posts report it."),
     json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
 ):
     "Compare techniques on a table: every rung on the same folds and seeds. Interrupted, it goes on where it stopped."
@@ -104,7 +105,7 @@ def ladder(
     own = plan(table, text, target, group, task, folds, rows, full, recipe, model)
     out = out or own.pop("out")
     found = run_ladder(**{k: v for k, v in own.items() if k != "out"}, seeds=numbers(seeds, "seeds"), model=model, out=out, jobs=jobs,
-                       text=text, target=target, task=task, metric=metric, retry=retry)
+                       text=text, target=target, task=task, metric=metric, retry=retry, posts=posts)
     if table: hint(own["table"], target, task)
     report(found, json)
     if found.failed: raise typer.Exit(1)
