@@ -12,23 +12,32 @@ from functools import partial
 from .core import Technique, check_in
 from .swa import Averaging, check_start
 
-# %% ../nbs/17_ema.ipynb #6da2ee2b
+# %% ../nbs/17_ema.ipynb #a83aa388
 def ema_decay(
     n: int, # Which snapshot, counted from 1
     decay: float = 0.99, # The decay in the long run, in [0, 1)
 ) -> float: # Share of the old average that stays
-    "The decay at the n-th snapshot: (1 + n) / (10 + n) until that exceeds `decay`, so that a short training does not keep its first steps."
-    return min(decay, (1 + n) / (10 + n))
+    "The decay at the n-th snapshot: (1 + n) / (10 + n) until that exceeds `decay`. Raises `ValueError` for a value out of range."
+    check_in("decay", decay, "[0, 1)")
+    return min(decay, (1 + check_in("n", n, "[1, inf)", int)) / (10 + n))
 
-def ema_share(n, decay=0.99):
+# %% ../nbs/17_ema.ipynb #f21b89cb
+def ema_share(
+    n: int, # Which snapshot, counted from 1
+    decay: float = 0.99, # As for `ema_decay`
+) -> float: # 1 - ema_decay(n, decay)
     "What the n-th snapshot counts for."
     return 1 - ema_decay(n, decay)
 
-# %% ../nbs/17_ema.ipynb #5b922cdf
+# %% ../nbs/17_ema.ipynb #dde6dd3e
 @dataclass(frozen=True)
 class EMA(Technique):
     "An exponential moving average of the weights, evaluated and saved in place of the last ones."
     decay: float = 0.99 # share of the old average that stays at a step, in the long run
-    start: float = 0 # a share of the training if a float below 1, else whole epochs
+    start: float = 0 # a share of the training if a float below 1, else whole epochs, counted from 0
+
     def __post_init__(self): check_in("decay", self.decay, "[0, 1)"); check_start(self.start)
-    def average(self): return Averaging(self.start, weight=partial(ema_share, decay=self.decay))
+
+    def average(self) -> Averaging:
+        "The callback that averages."
+        return Averaging(self.start, weight=partial(ema_share, decay=self.decay))

@@ -50,7 +50,7 @@ def on_train_begin(self: Evaluations,
     self.at, self.epoch = 0, steps_per_epoch(train_dataloader, args)
     self.interval = evaluation_interval(self.every, self.epoch)
 
-# %% ../nbs/18_evaluation.ipynb #4147fe25
+# %% ../nbs/18_evaluation.ipynb #1d905dd4
 @patch
 def on_step_end(self: Evaluations,
     args, # TrainingArguments
@@ -58,7 +58,7 @@ def on_step_end(self: Evaluations,
     control, # Gets `should_evaluate`
     **kwargs, # What else the event brings
 ):
-    "At the interval, and at the last step of an epoch or of the training: a checkpoint of that step is written after it."
+    "At the interval, and at the last step of an epoch or of the training, before a checkpoint of it is written."
     control.should_evaluate |= any(state.global_step % n == 0 for n in (self.interval, self.epoch, state.max_steps))
 
 @patch
@@ -81,7 +81,7 @@ def on_evaluate(self: Evaluations,
     "Remember that this step has been evaluated."
     self.at = state.global_step
 
-# %% ../nbs/18_evaluation.ipynb #c5f37bd8
+# %% ../nbs/18_evaluation.ipynb #6b6c4e6b
 class KeepBest(Callback):
     "Keep the weights of the best evaluation in memory and leave them in the model at the end; stop early if asked to."
     runs_last, file = True, "best.safetensors"
@@ -94,31 +94,22 @@ class KeepBest(Callback):
         if metric and greater_is_better is None and not metric.endswith("loss"):
             raise ValueError(f"`greater_is_better` must be True or False for the metric {metric!r}; say which")
         if patience is not None: check_in("patience", patience, "[1, inf)", int)
-        self.metric, self.greater_is_better, self.patience, self.folder, self.training = metric, greater_is_better, patience, None, False
+        self.metric, self.greater_is_better, self.patience = metric, greater_is_better, patience
+        self.folder, self.training = None, False
         self.forget()
+    def forget(self):
+        "Start the competition anew."
+        self.best, self.step, self.weights, self.since = None, None, None, 0
 
-# %% ../nbs/18_evaluation.ipynb #66ee6c94
-@patch
-def forget(self: KeepBest):
-    "Start the competition anew."
-    self.best, self.step, self.weights, self.since = None, None, None, 0
-
-@patch
-def on_average_begin(self: KeepBest,
-    *event, # Arguments, state and control
-    **kwargs, # What else the event brings
-):
-    "From here on evaluations are of averages, and only these compete."
-    self.forget()
-
-# %% ../nbs/18_evaluation.ipynb #f5cd367b
+# %% ../nbs/18_evaluation.ipynb #2e3d4e59
 @patch
 def value(self: KeepBest,
     args, # TrainingArguments
     metrics: dict, # Of an evaluation, names with their prefix "eval_"
 ) -> float: # Greater is better
     "The metric that decides. Raises `ValueError` if the evaluation lacks it."
-    name, found = self.metric or args.metric_for_best_model or "loss", {k.removeprefix("eval_"): v for k, v in metrics.items()}
+    name = self.metric or args.metric_for_best_model or "loss"
+    found = {k.removeprefix("eval_"): v for k, v in metrics.items()}
     value = found.get(name.removeprefix("eval_"))
     if value is None: raise ValueError(f"the evaluation has no {name!r}; it has {', '.join(found)}")
     greater = args.greater_is_better if self.greater_is_better is None and not self.metric else self.greater_is_better
@@ -180,7 +171,7 @@ def on_before_save(self: KeepBest,
     own = {k: t.clone(memory_format=torch.contiguous_format) for k, t in self.weights.items()}
     write_whole(Path(output_dir)/self.file, serialize(own, about))
 
-# %% ../nbs/18_evaluation.ipynb #39cad328
+# %% ../nbs/18_evaluation.ipynb #ae242894
 @patch
 def on_resume(self: KeepBest,
     *event, # Arguments, state and control
@@ -192,6 +183,7 @@ def on_resume(self: KeepBest,
 
 @patch
 def _load(self: KeepBest):
+    "Take the best weights from a checkpoint's folder."
     with safe_open(Path(self.folder)/self.file, "pt") as f:
         about = f.metadata()
         self.best, self.step, self.since = float(about["best"]), int(about["step"]), int(about["since"])
@@ -208,3 +200,12 @@ class EvaluateEvery(Technique):
     def callbacks(self):
         "The two callbacks above."
         return [Evaluations(self.steps), KeepBest(patience=self.patience)]
+
+# %% ../nbs/18_evaluation.ipynb #4d2d49ac
+@patch
+def on_average_begin(self: KeepBest,
+    *event, # Arguments, state and control
+    **kwargs, # What else the event brings
+):
+    "From here on evaluations are of averages, and only these compete."
+    self.forget()

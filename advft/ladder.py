@@ -23,7 +23,6 @@ from textwrap import fill
 
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from scipy.special import softmax
 
 import advft
 from .core import Recipe, Rung, check_in, check_one_of, check_tokenizer, file_digest, find_model, leave_with_parent, model_digest, write_whole
@@ -280,6 +279,7 @@ def _fit_and_score(job, rung, trial):
 
 def best_look(task, truth, looks, labels):
     "For each metric the best score over several looks at the same rows, each (n, outputs): what a search on the test part reports."
+    from scipy.special import softmax
     outcome = lambda out: (out[:, 0], None) if labels is None else ([labels[i] for i in out.argmax(1)], softmax(out, axis=1))
     found = [all_scores(task, truth, *outcome(out), labels) for out in looks]
     best = lambda m: (max if METRICS[m].greater_is_better else min)([f[m] for f in found if f[m] is not None], default=None)

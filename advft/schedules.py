@@ -13,43 +13,39 @@ import numpy as np, torch
 
 from .core import Technique, check_in, check_one_of
 
-# %% ../nbs/14_schedules.ipynb #24ba8db4
+# %% ../nbs/14_schedules.ipynb #32980f78
 SCHEDULES = { # the factor f(p) after the warm-up; p runs from 0 to 1
     "linear":               dict(factor="1 - p", knobs={}),
     "cosine":               dict(factor="(1 + cos(2 pi num_cycles p)) / 2", knobs=dict(num_cycles=0.5)),
     "cosine_with_restarts": dict(factor="(1 + cos(pi (num_cycles p mod 1))) / 2, at last 0", knobs=dict(num_cycles=1)),
-    "polynomial":           dict(factor="r + (1 - r) (1 - p)^power, r = lr_end / peak", knobs=dict(lr_end=1e-7, power=1.0)),
+    "polynomial":           dict(factor="r + (1 - r) (1 - p)^power, r = lr_end / default rate", knobs=dict(lr_end=1e-7, power=1.0)),
     "constant":             dict(factor="1, and no warm-up", knobs={}),
     "constant_with_warmup": dict(factor="1", knobs={})}
 
-# %% ../nbs/14_schedules.ipynb #5c786e5d
-def _peak(optimizer): return max(float(g.get("initial_lr", g["lr"])) for g in optimizer.param_groups)
-
-def _check_knobs(name, knobs, peak):
-    "All knobs of a schedule: those given, checked, and the others at their defaults."
+# %% ../nbs/14_schedules.ipynb #349cde67
+def _check_knobs(name, knobs, rate):
+    "All knobs of a schedule: those given, checked, and the others at their defaults; `rate` is the optimizer's default rate."
     own = SCHEDULES[check_one_of("schedule", name, SCHEDULES)]["knobs"]
     for k in knobs:
         if k not in own: raise ValueError(f"schedule {name!r} has no knob `{k}`; its knobs: {', '.join(own) or 'none'}")
     cycles = ("(0, inf)", float) if name == "cosine" else ("[1, inf)", int)
-    rules = dict(num_cycles=cycles, lr_end=(f"[0, {peak})", float), power=("(0, inf)", float))
+    rules = dict(num_cycles=cycles, lr_end=(f"[0, {rate})", float), power=("(0, inf)", float))
     return {k: check_in(k, v, *rules[k]) for k, v in (own | knobs).items()}
 
-# %% ../nbs/14_schedules.ipynb #5102e5d4
+# %% ../nbs/14_schedules.ipynb #a3874695
 def make_schedule(
     name: str, # One of `SCHEDULES`
     optimizer: torch.optim.Optimizer, # Every group's rate is scaled by the same factor
     warmup_steps: int, # W: optimizer steps over which the rates rise from 0
     total_steps: int, # T: optimizer steps of the whole training, over all epochs
-    **knobs, # `num_cycles` of the cosine kinds; `lr_end` (where the fastest group ends) and `power` of polynomial
+    **knobs, # `num_cycles` of the cosine kinds; `power` and `lr_end` of polynomial, where a group at the optimizer's default rate ends
 ): # torch's LambdaLR; call `step()` after each `optimizer.step()`
     "One of transformers' schedules, by name. Raises `ValueError` for a value out of range or a knob of another kind."
     from transformers.optimization import get_scheduler
-    peak, total = _peak(optimizer), check_in("total_steps", total_steps, "[1, inf)", int)
-    knobs = _check_knobs(name, knobs, peak)
+    total, knobs = check_in("total_steps", total_steps, "[1, inf)", int), _check_knobs(name, knobs, optimizer.defaults["lr"])
     warmup = check_in("warmup_steps", warmup_steps, f"[0, {total})" if name == "polynomial" else f"[0, {total}]", int)
     if name == "constant" and warmup:
         raise ValueError(f"schedule 'constant' has no warm-up, got `warmup_steps` {warmup}; use 'constant_with_warmup'")
-    if "lr_end" in knobs: knobs["lr_end"] *= optimizer.defaults["lr"] / peak # transformers relates it to the default rate, used or not
     return get_scheduler(name, optimizer, warmup, total, scheduler_specific_kwargs=knobs)
 
 # %% ../nbs/14_schedules.ipynb #30f9a457
@@ -119,13 +115,13 @@ class Warmup(Technique):
         "Trainer's `warmup_steps`."
         return dict(warmup_steps=self.steps)
 
-# %% ../nbs/14_schedules.ipynb #9a2d5163
+# %% ../nbs/14_schedules.ipynb #7ebd9379
 @dataclass(frozen=True)
 class Schedule(Technique):
     "The kind of learning-rate schedule, after the warm-up if there is one."
     name: str = "linear" # one of `SCHEDULES`
     num_cycles: float = None # cosine: waves, 0.5; cosine_with_restarts: starts, 1
-    lr_end: float = None # polynomial: the last rates as a ratio to the peaks; None ends the fastest group at 1e-7
+    lr_end: float = None # polynomial: the last rates as a ratio to the peaks; None: 1e-7 at the recipe's rate
     power: float = None # polynomial: the exponent, 1
 
     def __post_init__(self):
@@ -140,5 +136,5 @@ class Schedule(Technique):
         warmup_steps, # Those of them that are warm-up
     ): # A torch scheduler
         "What `make_schedule` makes."
-        absolute = {} if self.lr_end is None else dict(lr_end=self.lr_end * _peak(optimizer))
+        absolute = {} if self.lr_end is None else dict(lr_end=self.lr_end * optimizer.defaults["lr"])
         return make_schedule(self.name, optimizer, warmup_steps, total_steps, **self._given() | absolute)

@@ -39,9 +39,12 @@ def _check_alike(found, total, n):
     unlike = [k for k in sorted(found.keys() | total.keys()) if k not in found or k not in total or found[k].shape != total[k].shape]
     if unlike: raise ValueError(f"state dicts must have the same names and shapes; {unlike[0]!r} of number {n} differs from the first")
 
-# %% ../nbs/16_swa.ipynb #19556874
+# %% ../nbs/16_swa.ipynb #a4edcfe0
+def _is_half(p): return p.itemsize < 4
+def _better(p): return torch.float64 if _is_half(p) and p.device.type != "mps" else torch.promote_types(p.dtype, torch.float32) # MPS has no float64
+
 class RunningAverage:
-    "The running mean of a model's parameters, in float32 or better, and a way to swap it in and out."
+    "The running mean of a model's parameters, kept in better precision than theirs, and a way to swap it in and out."
     def __init__(self): self.n, self.average, self.raw = 0, {}, None
 
     @torch.no_grad()
@@ -51,7 +54,7 @@ class RunningAverage:
     ):
         "Take one snapshot in; the first is copied, whatever its share."
         self.n += 1
-        now = {k: p.detach().to(torch.promote_types(p.dtype, torch.float32)) for k, p in model.named_parameters()}
+        now = {k: p.detach().to(_better(p)) for k, p in model.named_parameters()}
         if self.n == 1: self.average = {k: p.clone() for k, p in now.items()}
         else: torch._foreach_lerp_(list(self.average.values()), [now[k] for k in self.average], 1 / self.n if weight is None else weight)
 
@@ -61,7 +64,9 @@ class RunningAverage:
     ):
         "Put the average into a model. Raises `ValueError` if there is none."
         if not self.n: raise ValueError("nothing was averaged: call update first")
-        for k, p in model.named_parameters(): p.copy_(self.average[k])
+        for k, p in model.named_parameters():
+            mean = self.average[k]
+            p.copy_(mean.float() if _is_half(p) else mean) # through float32, so that a mean halfway between two values is seen as one
 
 # %% ../nbs/16_swa.ipynb #27a91ac2
 def _tensors(model): return [*model.named_parameters(), *model.named_buffers()]
@@ -124,7 +129,7 @@ class ConstantPhase:
         if self.steps < self.start or (self.steps == self.start and self.ratio is None): self.scheduler.step()
         self._hold()
 
-# %% ../nbs/16_swa.ipynb #4632aa5d
+# %% ../nbs/16_swa.ipynb #ea7e2952
 @patch(as_prop=True)
 def optimizer(self: ConstantPhase):
     "The optimizer whose rates it sets."
@@ -140,7 +145,6 @@ def get_last_lr(self: ConstantPhase) -> list: # A rate a group
     "Each group's rate."
     return [g["lr"] for g in self.optimizer.param_groups]
 
-# %% ../nbs/16_swa.ipynb #a8d79987
 @patch
 def state_dict(self: ConstantPhase) -> dict: # For `load_state_dict`
     "Where the schedule stands."
@@ -170,7 +174,7 @@ def phase_start(
     start = check_start(start)
     return math.floor(start * total_steps + 1e-9) if isinstance(start, float) else start * steps_per_epoch # 0.29 * 100 is 28.999...
 
-# %% ../nbs/16_swa.ipynb #ec8612f9
+# %% ../nbs/16_swa.ipynb #fa077b82
 class Averaging(Callback):
     "Average the weights during a phase; every evaluation and every saved model in it is of the average."
     file = "averaging.safetensors" # raw weights and average, beside a checkpoint
@@ -182,7 +186,7 @@ class Averaging(Callback):
     ):
         check_start(start)
         if every is not None: check_in("every", every, "[1, inf)", int)
-        self.start, self.every, self.weight, self.running, self.folder = start, every, weight, None, None
+        self.start, self.every, self.weight, self.running, self.folder, self.trainer = start, every, weight, None, None, None
 
     def due(self,
         step: int, # Steps taken
@@ -191,7 +195,7 @@ class Averaging(Callback):
         past = step - self.first
         return past > 0 and (past % self.every == 0 if self.every else step % self.epoch == 0)
 
-# %% ../nbs/16_swa.ipynb #e307dad3
+# %% ../nbs/16_swa.ipynb #c29581fd
 @patch
 def on_train_begin(self: Averaging,
     args, # TrainingArguments
@@ -202,7 +206,7 @@ def on_train_begin(self: Averaging,
     **kwargs, # Not used
 ):
     "Find the phase. Raises `ValueError` if no snapshot would be taken."
-    self.running, self.depth, self.competing, self.epoch = RunningAverage(), 0, False, steps_per_epoch(train_dataloader, args)
+    self.running, self.depth, self.epoch = RunningAverage(), 0, steps_per_epoch(train_dataloader, args)
     self.first, total = phase_start(self.start, state.max_steps, self.epoch), state.max_steps
     if not any(map(self.due, range(total + 1))):
         raise ValueError(f"nothing would be averaged: `start` is {self.start}, which is step {self.first}, and the training has {total} steps "
@@ -210,19 +214,23 @@ def on_train_begin(self: Averaging,
     if self.folder and (Path(self.folder)/self.file).exists(): self._load(model)
     self.folder = None
 
-# %% ../nbs/16_swa.ipynb #3c0ea427
+# %% ../nbs/16_swa.ipynb #4eebbaf2
 @patch
 def on_step_end(self: Averaging,
     args, # Not used
-    state, # Knows the step
+    state, # Knows the step; forgets its best metric at the first snapshot
     control, # Not used
     model=None, # Its weights are the snapshot
     **kwargs, # Not used
 ):
-    "Take a snapshot if one is due."
-    if self.due(state.global_step): self.running.update(model, self.weight and self.weight(self.running.n + 1))
+    "Take a snapshot if one is due; from the first on only averages compete for best."
+    if not self.due(state.global_step): return
+    self.running.update(model, self.weight and self.weight(self.running.n + 1))
+    if self.running.n > 1: return
+    state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+    if self.trainer: self.trainer.fire("on_average_begin")
 
-# %% ../nbs/16_swa.ipynb #0f0ccccb
+# %% ../nbs/16_swa.ipynb #6c241bdc
 @patch
 def on_train_end(self: Averaging,
     args, # Say whether Trainer loads its best checkpoint
@@ -234,10 +242,10 @@ def on_train_end(self: Averaging,
 ):
     "Leave the average in the model, unless Trainer has put the best average there. Raises `ValueError` if there is none."
     if not self.running.n: raise ValueError(f"nothing was averaged: the training ended after step {state.global_step}, the phase begins after {self.first}")
-    if not (self.competing and args.load_best_model_at_end and state.best_model_checkpoint):
+    if not (self.trainer and args.load_best_model_at_end and state.best_model_checkpoint):
         self.running.copy_to(model)
         refresh_batch_norm(model, train_batches(train_dataloader, model))
-    self.running = None
+    self.running = self.trainer = None
 
 # %% ../nbs/16_swa.ipynb #2bfbc1bd
 def train_batches(
@@ -268,24 +276,18 @@ def _out(self, args, state, control, model=None, **kwargs):
     if not self.depth: self.running.swap_out(model)
 Averaging.on_after_evaluate = Averaging.on_after_save = _out
 
-# %% ../nbs/16_swa.ipynb #d6f68b6e
+# %% ../nbs/16_swa.ipynb #8de1f025
 @patch
 def on_before_evaluate(self: Averaging,
     args, # Not used
-    state, # Forgets its best metric at the first average
+    state, # Not used
     control, # Not used
     model=None, # Gets the average
-    trainer=None, # Tells other callbacks about the first average
     train_dataloader=None, # For BatchNorm
     **kwargs, # Not used
 ):
-    "Swap the average in; from the first time on only averages compete for best."
-    if not (self.running and self.running.n): return
-    if not self.competing:
-        state.best_metric = state.best_model_checkpoint = state.best_global_step = None
-        trainer.fire("on_average_begin")
-    self.competing = True
-    self._in(model, train_dataloader)
+    "Swap the average in."
+    if self.running and self.running.n: self._in(model, train_dataloader)
 
 # %% ../nbs/16_swa.ipynb #8dcbfa54
 @patch
@@ -304,36 +306,36 @@ def on_before_save(self: Averaging,
     if checkpoint and args.should_save: self._save(model, Path(output_dir))
     self._in(model, train_dataloader)
 
-# %% ../nbs/16_swa.ipynb #206c8c99
+# %% ../nbs/16_swa.ipynb #4cab6153
+@patch
+def on_resume(self: Averaging,
+    args, # Not used
+    state, # Not used
+    control, # Not used
+    folder=None, # Of the checkpoint, if the training goes on from one
+    trainer=None, # Tells other callbacks about the first average
+    **kwargs, # Not used
+):
+    "Remember from where a training goes on, and who runs it; a stock Trainer does not tell."
+    self.folder, self.trainer = folder, trainer
+
 @patch
 def _save(self: Averaging, model, folder):
     "Write raw weights and average; complete or not at all."
     folder.mkdir(parents=True, exist_ok=True)
     parts = dict(raw=self.running.raw or dict(_tensors(model)), average=self.running.average)
     tensors = {f"{part}.{k}": t.detach().contiguous() for part, found in parts.items() for k, t in found.items()}
-    write_whole(folder/self.file, serialize(tensors, dict(n=str(self.running.n), competing=str(int(self.competing)))))
+    write_whole(folder/self.file, serialize(tensors, dict(n=str(self.running.n))))
 
 @patch
 def _load(self: Averaging, model):
     "Take raw weights and average from a checkpoint's folder; the checkpoint itself holds the average."
     with safe_open(Path(self.folder)/self.file, "pt") as f, torch.no_grad():
-        self.running.n, self.competing = int(f.metadata()["n"]), f.metadata()["competing"] == "1"
+        self.running.n = int(f.metadata()["n"])
         self.running.average = {k: f.get_tensor(f"average.{k}").to(p.device) for k, p in model.named_parameters()}
         for k, t in _tensors(model): t.copy_(f.get_tensor(f"raw.{k}"))
 
-# %% ../nbs/16_swa.ipynb #21a80b0b
-@patch
-def on_resume(self: Averaging,
-    args, # Not used
-    state, # Not used
-    control, # Not used
-    folder=None, # Of the checkpoint
-    **kwargs, # Not used
-):
-    "Remember from where a training goes on."
-    self.folder = folder
-
-# %% ../nbs/16_swa.ipynb #cee2bf79
+# %% ../nbs/16_swa.ipynb #ea21fadc
 @dataclass(frozen=True)
 class SWA(Technique):
     "Stochastic weight averaging: hold the learning rate from `start` on, and average the weights on the way."
@@ -342,7 +344,7 @@ class SWA(Technique):
     every: int = 1 # steps between snapshots; None: one at each epoch's end
 
     def __post_init__(self):
-        self.average() # checks `start` and `every`
+        Averaging(self.start, self.every) # checks both
         if self.learning_rate is not None: check_in("learning_rate", self.learning_rate, "(0, inf)")
 
 # %% ../nbs/16_swa.ipynb #0ad70665

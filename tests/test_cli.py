@@ -149,7 +149,7 @@ BOTH = [ # for `ladder good.csv --model tiny` and `train good.csv --model tiny -
     ("--recipe \"layer_decay([open('hacked', 'w') for _ in 'a'][0])\"",      "a recipe text is a sum like"),
     ("--recipe 'layer_decay(0.9) - 1'",      "a recipe text is a sum like"),
     ("--recipe ''",                          "a recipe text is a sum like"),
-    ("--recipe 'layer_decai(0.9)'",          "unknown technique 'layer_decai'; known: layer_decay"),
+    ("--recipe 'layer_decai(0.9)'",          "did you mean 'layer_decay'?"),
     ("--recipe 'layer_decay(decay=0.9)'",    "unknown knob of layer_decay 'decay'; known: layer_decay, head"),
     ("--recipe 'recipe(lr=1)'",              "unknown knob of recipe 'lr'; known: learning_rate"),
     ("--recipe 'layer_decay(1.3)'",          "`layer_decay` must be a number in (0, 1], got 1.3"),
