@@ -84,6 +84,7 @@ class Technique:
 # %% ../nbs/00_core.ipynb #1da79eae
 def _literal(value):
     "Python's own literal, with 2e-5 instead of 2e-05."
+    if hasattr(value, "item"): value = value.item() # numpy's numbers print their type
     if isinstance(value, tuple): return "(" + ", ".join(map(_literal, value)) + ("," if len(value) == 1 else "") + ")"
     return repr(value).replace("e-0", "e-") if isinstance(value, float) else repr(value)
 

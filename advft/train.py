@@ -116,9 +116,9 @@ def evaluate(self: AdvTrainer, *args, **kwargs):
 
 @patch
 def save_model(self: AdvTrainer, output_dir=None, _internal_call=False):
-    "As Trainer's, between two events."
+    "As Trainer's, between two events, with the random state kept."
     folder = output_dir or self.args.output_dir
-    with _between(self, "on_before_save", "on_after_save", output_dir=folder, checkpoint=_internal_call):
+    with keep_rng(), _between(self, "on_before_save", "on_after_save", output_dir=folder, checkpoint=_internal_call):
         Trainer.save_model(self, output_dir, _internal_call)
 
 # %% ../nbs/02_train.ipynb #08dea98d
