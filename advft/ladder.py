@@ -12,7 +12,7 @@ __all__ = ['POSTS', 'TRIAL_KEYS', 'PROTOCOL', 'SETS', 'joined_texts', 'Fitted', 
            'passages_preset', 'rungs_from_texts']
 
 # %% ../nbs/71_ladder.ipynb #c3bb720c
-import copy, hashlib, io, json, math, os, subprocess, sys, time, warnings
+import copy, hashlib, io, json, math, os, re, subprocess, sys, time, warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
@@ -144,8 +144,8 @@ def top_rate(
     width = next((config[k] for k in ("hidden_size", "d_model", "dim", "n_embd", "emb_dim") if k in config), 384)
     return 2e-4 * min(1.0, (384 / width) ** 2)
 
-# %% ../nbs/71_ladder.ipynb #a153d152
-_rate = lambda r, ratio: f"{r['learning_rate'] * ratio:.2e}".replace("e-0", "e-")
+# %% ../nbs/71_ladder.ipynb #3ec26ca6
+_rate = lambda r, ratio: re.sub(r"\.?0*e([-+])0*", r"e\1", f"{r['learning_rate'] * ratio:.2e}") # 2e-4, not 2.00e-04
 _knob = lambda r, technique, name: r["techniques"][technique][name]
 _share = lambda v, whole, step="step": f"{v:.1%} of {whole}" if isinstance(v, float) else f"{v} {step}(s)"
 
@@ -156,10 +156,10 @@ POSTS = [ # rung, the posts' RMSE, knob, the posts' value, ours
     ("LLRD", 0.575, "decay a layer", "0.9", lambda r: f"{_knob(r, 'layer_decay', 'layer_decay')}"),
     ("LLRD", 0.575, "head's rate", "3.6e-6", lambda r: _rate(r, _knob(r, "layer_decay", "head"))),
     ("+ warm-up", 0.5717, "warm-up", "50 steps (3.5%)", lambda r: _share(_knob(r, "warmup", "steps"), "all steps")),
-    ("+ re-init", 0.5543, "layers re-drawn", "5 of 12, pooler", lambda r: f"{_knob(r, 'reinit_layers', 'n')}, used pooler"),
-    ("+ SWA", 0.5504, "start", "epoch 3 of 0-4 (60%)", lambda r: _share(_knob(r, "swa", "start"), "all steps", "epoch")),
+    ("+ re-init", 0.5543, "new layers", "5 of 12, pooler", lambda r: f"{_knob(r, 'reinit_layers', 'n')}, used pooler"),
+    ("+ SWA", 0.5504, "start", "60%, from epoch 3", lambda r: _share(_knob(r, "swa", "start"), "all steps", "epoch")),
     ("+ SWA", 0.5504, "held rate", "2e-6", lambda r: f"{_rate(r, _knob(r, 'swa', 'learning_rate'))} at the top"),
-    ("+ frequent eval.", 0.5209, "evaluation every", "10 steps (28/epoch)", lambda r: _share(_knob(r, "evaluate_every", "steps"), "an epoch")),
+    ("+ frequent eval.", 0.5209, "evaluate every", "10 steps, 28/epoch", lambda r: _share(_knob(r, "evaluate_every", "steps"), "an epoch")),
     ("grouped LLRD", 0.5199, "bands", "1, 1.75, 3.5e-6", lambda r: ", ".join(_rate(r, b) for b in _knob(r, "banded_decay", "ratios"))),
     ("grouped LLRD", 0.5199, "head's rate", "3.6e-6", lambda r: _rate(r, _knob(r, "banded_decay", "head")))]
 
@@ -603,7 +603,7 @@ def _knobs_beside(self: Ladder):
     found = posts_beside({name: json.loads(recipe) for name, recipe in self.rungs})
     if not set(found.rung) - {"basic", "control"}: return []
     rows = [[r.rung, _number(r.rmse), r.knob, r.posts, r.here] for r in found.itertuples()]
-    return ["the posts' RMSE and knobs (roberta-base, CommonLit), and the knobs used here", _columns(["rung", "rmse", "knob", "posts", "here"], rows, 18)]
+    return ["the posts' RMSE and knobs (roberta-base, CommonLit), and the knobs used here", _columns(["rung", "rmse", "knob", "posts", "here"], rows, 16)]
 
 # %% ../nbs/71_ladder.ipynb #3e86a0ba
 def _number(value, form=".3f"): return "" if pd.isna(value) else f"{round(value, 3) + 0.0:{form}}"
