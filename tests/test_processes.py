@@ -8,9 +8,10 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
 def run(folder, name, micro, accumulation, world):
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(world), "--master_port", "29651"] if world > 1 else []
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)] if world > 1 else []
     out = folder/name
-    subprocess.run([sys.executable, *launch, SCRIPT, str(out), str(micro), str(accumulation), str(world)], check=True, capture_output=True, timeout=300)
+    done = subprocess.run([sys.executable, *launch, SCRIPT, str(out), str(micro), str(accumulation), str(world)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(out)
 
 

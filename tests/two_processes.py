@@ -1,5 +1,5 @@
 "Three optimizer steps of AdvTrainer, as one process or as two under torchrun; rank 0 saves what came out."
-import sys
+import os, sys
 
 import torch, transformers
 from transformers import DataCollatorWithPadding, TrainingArguments
@@ -23,3 +23,6 @@ trainer.train()
 logs = [(h["loss"], h["grad_norm"]) for h in trainer.state.log_history if "loss" in h]
 result = dict(logs=torch.tensor(logs), weights=torch.cat([p.detach().flatten() for p in model.parameters()]), eval=trainer.evaluate()["eval_loss"])
 if trainer.is_world_process_zero(): torch.save(result, out)
+if world > 1:
+    torch.distributed.barrier()
+    sys.stdout.flush(); os._exit(0) # gloo's threads may abort a process that ends in the usual way
