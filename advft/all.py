@@ -20,6 +20,16 @@ from .reinit import *
 from .swa import *
 from .ema import *
 from .evaluation import *
+from .pooling import *
+from .mean_max import *
+from .conv import *
+from .word_weights import *
+from .asymmetric import *
+from .layers import *
+from .weighted_layers import *
+from .layer_rnn import *
+from .layer_attention import *
+from .aggregation import *
 from .ladder import *
 
 # %% ../nbs/73_all.ipynb #acd6b8c0

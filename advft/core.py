@@ -10,7 +10,7 @@ __all__ = ['SEATS', 'SINGLE_SEATS', 'STAGES', 'ENGINE_EVENTS', 'MINILM_DIGEST', 
 
 # %% ../nbs/00_core.ipynb #a070ba4b
 import ast, hashlib, inspect, json, os, sys, threading, time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
@@ -90,12 +90,17 @@ def _literal(value):
 
 def _knobs(cls):
     "The fields of a dataclass that are knobs, all but those marked otherwise."
-    return [f for f in fields(cls) if f.metadata.get("knob", True)]
+    return [f for f in fields(cls) if f.metadata.get("knob", True) and not f.metadata.get("more")]
+
+def _settings(obj):
+    "The knobs of an object as (name, value, default); the pairs in a field marked `more` are knobs too."
+    more = [pair for f in fields(obj) if f.metadata.get("more") for pair in getattr(obj, f.name)]
+    return [(f.name, getattr(obj, f.name), f.default) for f in _knobs(obj)] + [(n, v, MISSING) for n, v in more]
 
 def _knobs_text(obj, bare_first=False):
     "The knobs that differ from their defaults, as arguments; if asked, the first one always, without its name."
     bare = _knobs(obj)[0].name if bare_first and _knobs(obj) else None
-    changed = [(f.name, _literal(v)) for f in _knobs(obj) if (v := getattr(obj, f.name)) != f.default or f.name == bare]
+    changed = [(n, _literal(v)) for n, v, default in _settings(obj) if n == bare or default is MISSING or v != default]
     return ", ".join(v if n == bare else f"{n}={v}" for n, v in changed)
 
 # %% ../nbs/00_core.ipynb #349c29cf
@@ -317,7 +322,8 @@ def _parse_calls(text):
 def _build(cls, name, args, kwargs):
     "`cls(*args, **kwargs)`, with errors that name the knobs."
     knobs = [f.name for f in _knobs(cls)]
-    for k in kwargs: check_one_of(f"knob of {name}", k, knobs)
+    more = any(f.metadata.get("more") for f in fields(cls)) # then the class checks the names
+    for k in () if more else kwargs: check_one_of(f"knob of {name}", k, knobs)
     if len(args) > len(knobs): raise ValueError(f"{name} takes at most {len(knobs)} values ({', '.join(knobs)}), got {len(args)}")
     twice = set(knobs[:len(args)]) & set(kwargs)
     if twice: raise ValueError(f"{name} got `{min(twice)}` twice; give it once")
@@ -356,7 +362,7 @@ def parse(
 def to_dict(self: Recipe) -> dict:
     "All settings and knobs, ready for JSON; `Recipe.from_dict` reads it back."
     base = {f.name: getattr(self, f.name) for f in _knobs(self)}
-    return base | dict(techniques={t.key: asdict(t) for t in self.techniques})
+    return base | dict(techniques={t.key: {n: v for n, v, _ in _settings(t)} for t in self.techniques})
 
 @patch(cls_method=True)
 def from_dict(
@@ -379,7 +385,8 @@ def technique_table(): # DataFrame: name, knobs with their defaults, what it doe
     "The techniques of the package, a row each."
     import pandas as pd
     import_module("advft.all")
-    rows = [dict(name=n, knobs=", ".join(f"{f.name}={_literal(f.default)}" for f in _knobs(cls)), what=inspect.getdoc(cls),
+    knobs = lambda cls: [f"{f.name}={_literal(f.default)}" for f in _knobs(cls)] + ["..." for f in fields(cls) if f.metadata.get("more")]
+    rows = [dict(name=n, knobs=", ".join(knobs(cls)), what=inspect.getdoc(cls),
                  seats=", ".join(cls.seats()), module=cls.__module__)
             for n, cls in sorted(Technique.registry.items()) if cls.__module__.startswith("advft.")]
     return pd.DataFrame(rows, columns=["name", "knobs", "what", "seats", "module"])

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['POSTS', 'TRIAL_KEYS', 'PROTOCOL', 'SETS', 'joined_texts', 'Fitted', 'FittedClasses', 'MeanRung', 'TfidfRung',
            'FrozenRung', 'published_ladder', 'model_config', 'layers_of', 'top_rate', 'posts_beside', 'one_at_a_time',
-           'leave_one_out', 'sweep', 'describe', 'Trial', 'predict_all', 'all_scores', 'Job', 'best_look', 'with_model',
-           'run_trial', 'write_trial', 'write_failed', 'package_versions', 'read_trial', 'set_aside', 'usable',
-           'table_digest', 'open_folder', 'check_folder', 'run_trials', 'Ladder', 'read_ladder', 'progress_of', 'climb',
-           'default_rungs', 'named_rungs', 'prepare_table', 'ladder_config', 'run_ladder', 'check_seeds',
-           'passages_preset', 'rungs_from_texts']
+           'leave_one_out', 'every_head', 'sweep', 'describe', 'Trial', 'predict_all', 'all_scores', 'Job', 'best_look',
+           'with_model', 'run_trial', 'write_trial', 'write_failed', 'package_versions', 'read_trial', 'set_aside',
+           'usable', 'table_digest', 'open_folder', 'check_folder', 'run_trials', 'Ladder', 'read_ladder',
+           'progress_of', 'climb', 'default_rungs', 'named_rungs', 'prepare_table', 'ladder_config', 'run_ladder',
+           'check_seeds', 'passages_preset', 'rungs_from_texts']
 
 # %% ../nbs/71_ladder.ipynb #c3bb720c
 import copy, hashlib, io, json, math, os, re, subprocess, sys, time, warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
+from importlib import import_module
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
@@ -33,6 +34,7 @@ from .schedules import Warmup
 from .reinit import ReinitLayers
 from .swa import SWA
 from .evaluation import EvaluateEvery
+from .pooling import POOLINGS, Pooling
 
 # %% ../nbs/71_ladder.ipynb #3e99d5d0
 def joined_texts(
@@ -189,6 +191,13 @@ def leave_one_out(
     "The whole recipe, and it without each of its techniques."
     return dict(all=recipe) | {f"without {t.key}": recipe.without(t.key) for t in recipe.techniques}
 
+def every_head(
+    recipe: Recipe, # Without a pooling
+) -> dict: # Name -> Recipe, the model's own head first
+    "The recipe with the model's own head, and with each pooling in its place; where there is a pooler, the own head reads it."
+    import_module("advft.all")
+    return {"own head": recipe} | {n: recipe + Pooling(n) for n in POOLINGS if n != "pooler"}
+
 def sweep(
     recipe: Recipe, # Where the knob is turned
     knob: str, # "learning_rate", or a technique's: "swa.start"
@@ -198,7 +207,8 @@ def sweep(
     technique, _, name = knob.rpartition(".")
     if technique: check_one_of("technique in this recipe", technique, [t.key for t in recipe.techniques])
     owner = next((t for t in recipe.techniques if t.key == technique), recipe)
-    check_one_of(f"knob of {technique or 'recipe'}", name, [f.name for f in fields(owner) if f.metadata.get("knob", True)])
+    more = any(f.metadata.get("more") for f in fields(owner)) # then the technique checks the name
+    if not more: check_one_of(f"knob of {technique or 'recipe'}", name, [f.name for f in fields(owner) if f.metadata.get("knob", True)])
     turned = lambda v: recipe.without(technique) + replace(owner, **{name: v}) if technique else replace(recipe, name=None, **{name: v})
     return {f"{knob}={v}": turned(v) for v in values}
 
@@ -821,7 +831,7 @@ def rungs_from_texts(
     return rungs
 
 SETS = dict(published=lambda d: d, one_at_a_time=lambda d: one_at_a_time(d["+ frequent eval."], d["grouped LLRD"]),
-            leave_one_out=lambda d: leave_one_out(d["+ frequent eval."]))
+            leave_one_out=lambda d: leave_one_out(d["+ frequent eval."]), heads=lambda d: every_head(d["control"]))
 
 # %% ../nbs/71_ladder.ipynb #e489361d
 @patch
