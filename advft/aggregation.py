@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['TransformerLayer', 'ParallelSumPooling', 'HierarchicalSumPooling']
 
-# %% ../nbs/2a_aggregation.ipynb #8507bb11
+# %% ../nbs/2a_aggregation.ipynb #569d5886
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
 from .core import check_in
-from .pooling import SequenceToken, register_pooling, state_layers, token_mask
+from .layers import last_states, layer_count
+from .pooling import SequenceToken, register_pooling, token_mask
 
 # %% ../nbs/2a_aggregation.ipynb #4f431de2
 class TransformerLayer(nn.Module):
@@ -59,10 +60,11 @@ def forward(self: TransformerLayer,
     x = self.attention_norm(x + self.dropout(self.attend(x, hidden, mask)))
     return self.norm(x + self.dropout(self.narrow(F.gelu(self.wide(x)))))
 
-# %% ../nbs/2a_aggregation.ipynb #c4870de3
+# %% ../nbs/2a_aggregation.ipynb #56b73dc1
 @register_pooling("parallel_sum")
 class ParallelSumPooling(nn.Module):
     "P-SUM: each of the last k layers through a transformer layer of its own; a branch, with an output of its own, for each."
+    layered = True # reads several layers; no base for another pooling
     def __init__(self,
         config, # The encoder's configuration
         k: int = None, # How many layers, from the top; None: 4, or all if there are fewer
@@ -70,15 +72,14 @@ class ParallelSumPooling(nn.Module):
         layer_dropout: float = 0.1, # Within the new layers, in [0, 1)
     ):
         super().__init__()
-        layers, self.token = state_layers(config), SequenceToken(config)
-        self.branches = min(4, layers) if k is None else check_in("k", k, f"[1, {layers}]", int)
+        self.branches, self.token = layer_count(k, config), SequenceToken(config)
         self.width = self.branches * config.hidden_size
         heads = config.num_attention_heads if heads is None else check_in("heads", heads, "[1, inf)", int)
         inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         std = getattr(config, "initializer_range", None) or 0.02
         self.layers = nn.ModuleList(TransformerLayer(config.hidden_size, heads, inner, layer_dropout, std) for _ in range(self.branches))
 
-# %% ../nbs/2a_aggregation.ipynb #1161d296
+# %% ../nbs/2a_aggregation.ipynb #96a3e1f2
 @patch
 def forward(self: ParallelSumPooling,
     hidden_states, # A (batch, tokens, H) tensor a layer, the embeddings first
@@ -87,12 +88,12 @@ def forward(self: ParallelSumPooling,
 ) -> torch.Tensor: # (batch, k * H), the top branch first; zeros for a row of nothing but padding
     "The branches' vectors: each layer's own token, having asked the tokens of its layer."
     mask, found = token_mask(hidden_states[-1], attention_mask), []
-    for layer, hidden in zip(self.layers, hidden_states[::-1]):
+    for layer, hidden in zip(self.layers, reversed(last_states(hidden_states, self.branches))):
         asking = self.token(hidden, mask, **inputs).unsqueeze(1)
         found.append(layer(hidden, mask, asking).squeeze(1))
     return torch.cat(found, dim=-1).masked_fill(~mask.any(1, keepdim=True), 0.0)
 
-# %% ../nbs/2a_aggregation.ipynb #e1eea1fe
+# %% ../nbs/2a_aggregation.ipynb #d9b18719
 @register_pooling("hierarchical_sum")
 class HierarchicalSumPooling(ParallelSumPooling):
     "H-SUM: as P-SUM, but from the top down, each layer's hidden states added to what the layer above it gave."
@@ -103,7 +104,7 @@ class HierarchicalSumPooling(ParallelSumPooling):
     ) -> torch.Tensor: # (batch, k * H), the top branch first; zeros for a row of nothing but padding
         "The branches' vectors, from the top down."
         mask, above, found = token_mask(hidden_states[-1], attention_mask), 0.0, []
-        for layer, hidden in zip(self.layers, hidden_states[::-1]):
+        for layer, hidden in zip(self.layers, reversed(last_states(hidden_states, self.branches))):
             above = layer(hidden + above, mask)
             found.append(self.token(above, mask, **inputs))
         return torch.cat(found, dim=-1)

@@ -29,7 +29,9 @@ from .layers import *
 from .weighted_layers import *
 from .layer_rnn import *
 from .layer_attention import *
+from .wk import *
 from .aggregation import *
+from .probe import *
 from .ladder import *
 
 # %% ../nbs/73_all.ipynb #acd6b8c0

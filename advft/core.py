@@ -517,7 +517,7 @@ def tiny_tokenizer(
     t = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     t.normalizer, t.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     special = [(w, ids[w]) for w in ("[CLS]", "[SEP]")]
-    t.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", special)
+    t.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", special)
     return PreTrainedTokenizerFast(
         tokenizer_object=t, padding_side=check_one_of("padding side", padding_side, ["left", "right"]), model_max_length=512,
         pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['AttentionPooling', 'layer_attention']
 
-# %% ../nbs/28_layer_attention.ipynb #c19d3d43
+# %% ../nbs/28_layer_attention.ipynb #6ef6fc46
 import torch
 from torch import nn
 
-from .core import check_in, check_one_of
+from .core import check_in
 from .layer_rnn import layer_tokens
 from .pooling import SequenceToken, in_float, register_pooling, token_mask
 
-# %% ../nbs/28_layer_attention.ipynb #f865c544
+# %% ../nbs/28_layer_attention.ipynb #db8d6fd7
 @register_pooling("attention")
 class AttentionPooling(nn.Module):
     "The text's vectors (CLS) of all layers, averaged by attention with a learned query, then projected."
@@ -32,21 +32,28 @@ class AttentionPooling(nn.Module):
         "How much of each layer goes into the text's vector."
         return (in_float(layers) * in_float(self.query)).sum(-1).softmax(-1)
 
-    def forward(self, hidden_states, attention_mask=None, **inputs):
+    def forward(self,
+        hidden_states, # A (batch, tokens, H) tensor a layer, the embeddings first
+        attention_mask=None, # (batch, tokens)
+        **inputs, # What else the token may need, such as `input_ids`
+    ) -> torch.Tensor: # (batch, width)
+        "The weighted mean of the layers' vectors, projected; zeros for a row of nothing but padding."
         layers = layer_tokens(self.token, hidden_states, attention_mask, **inputs)
         mean = (self.weights(layers)[..., None] * in_float(layers)).sum(1).to(layers.dtype)
         return (mean @ self.projection).masked_fill(~token_mask(hidden_states[-1], attention_mask).any(1, keepdim=True), 0.0)
 
-# %% ../nbs/28_layer_attention.ipynb #fcdbf32b
+# %% ../nbs/28_layer_attention.ipynb #fb5b05f9
 @torch.no_grad()
 def layer_attention(
     model, # A PooledModel with the pooling "attention"
     **inputs, # What the tokenizer gave
 ) -> torch.Tensor: # (batch, L), each row summing to 1
     "How much of each layer goes into each text's vector. Raises `ValueError` for a model with another pooling."
-    check_one_of("pooling for layer_attention", getattr(getattr(model, "pooling", None), "name", None), ["attention"])
+    if not isinstance(head := getattr(model, "pooling", None), AttentionPooling):
+        raise ValueError(f"`model` must have the pooling 'attention', got {type(model if head is None else head).__name__}; "
+                         f"make one with PooledModel.around(model, 'attention')")
     seen, keep = [], lambda head, args, kwargs: seen.append(head.weights(layer_tokens(head.token, *args, **kwargs)))
-    handle = model.pooling.register_forward_pre_hook(keep, with_kwargs=True)
+    handle = head.register_forward_pre_hook(keep, with_kwargs=True)
     try: model.pooled(**inputs)
     finally: handle.remove()
     return seen[0]

@@ -24,7 +24,7 @@ def layer_tokens(
     raise ValueError(f"`hidden_states` must be the embeddings and one layer or more, got {len(hidden_states)} tensors; "
                      f"call the encoder with output_hidden_states=True")
 
-# %% ../nbs/27_layer_rnn.ipynb #73fce684
+# %% ../nbs/27_layer_rnn.ipynb #ee762b7d
 class LayerRNN(nn.Module):
     "A recurrent network over the layers' vectors; the subclass says which."
     cell = None # a class of torch.nn
@@ -36,7 +36,12 @@ class LayerRNN(nn.Module):
         self.width = config.hidden_size if width is None else check_in("width", width, "[1, inf)", int)
         self.token, self.rnn = SequenceToken(config), self.cell(config.hidden_size, self.width, batch_first=True)
 
-    def forward(self, hidden_states, attention_mask=None, **inputs):
+    def forward(self,
+        hidden_states, # A (batch, tokens, H) tensor a layer, the embeddings first
+        attention_mask=None, # (batch, tokens)
+        **inputs, # What else the token may need, such as `input_ids`
+    ) -> torch.Tensor: # (batch, width)
+        "The network's last output, zeros for a row of nothing but padding."
         seen, _ = self.rnn(layer_tokens(self.token, hidden_states, attention_mask, **inputs))
         empty = ~token_mask(hidden_states[-1], attention_mask).any(1, keepdim=True)
         return seen[:, -1].masked_fill(empty, 0.0)

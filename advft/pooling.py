@@ -310,11 +310,11 @@ def get_input_embeddings(self: PooledModel): "As the encoder's."; return self.en
 @patch(as_prop=True)
 def device(self: PooledModel): "Where the weights are."; return self.encoder.device
 
-# %% ../nbs/20_pooling.ipynb #ea6fc2da
+# %% ../nbs/20_pooling.ipynb #cd1d982f
 class Learn(Callback):
     "Lets a pooling that learns from the training part, before its first step, see the token ids."
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        model.pooling.learn([row["input_ids"] for row in train_dataloader.dataset])
+        model.pooling.learn(row["input_ids"] for row in train_dataloader.dataset)
 
 @dataclass(frozen=True, init=False)
 class Pooling(Technique):

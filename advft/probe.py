@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PENALTIES', 'STRENGTHS', 'last_layer', 'frozen_encoder', 'all_states', 'token_pooling', 'features_digest',
-           'layer_features', 'probe_fold', 'probe_cells', 'Probe', 'probe_layers', 'punctuation_tags', 'token_views',
+           'layer_features', 'probe_fold', 'probe_cells', 'Probe', 'probe_layers', 'token_views', 'punctuation_tags',
            'TokenProbe', 'probe_tokens']
 
 # %% ../nbs/2b_probe.ipynb #3c858ee0
@@ -44,7 +44,7 @@ def frozen_encoder(
     with keep_rng(): encoder = load_model(model, auto_class=AutoModelForTextEncoding if alone else AutoModel)
     return encoder.to(best_device()).eval().requires_grad_(False), load_tokenizer(model)
 
-# %% ../nbs/2b_probe.ipynb #f6837baa
+# %% ../nbs/2b_probe.ipynb #91e71e41
 def all_states(
     encoder: nn.Module, # From `frozen_encoder`
     batch, # A padded batch, as a mapping
@@ -54,6 +54,7 @@ def all_states(
     out = encoder(**{k: v for k, v in batch.items() if k in takes}, output_hidden_states=True, return_dict=True)
     return out.decoder_hidden_states if "decoder_hidden_states" in out else out.hidden_states
 
+# %% ../nbs/2b_probe.ipynb #566804fc
 def _once(rows, encoder, tokenizer, batch_size, each, progress):
     "Run the encoder once over batches of like length, longest first; `each(positions, states, batch)` keeps what it needs."
     from transformers import DataCollatorWithPadding
@@ -104,36 +105,7 @@ def features_digest(
     texts = table[text_columns(text, table.columns)].to_numpy().tolist()
     return hashlib.sha256(json.dumps([about, texts]).encode()).hexdigest()[:16]
 
-# %% ../nbs/2b_probe.ipynb #cc77b13d
-def layer_features(
-    table, # DataFrame or file with the text columns
-    model: str = "minilm", # Name or folder
-    text="text", # Text column; "a,b" for a pair
-    poolings=("cls", "mean", "max"), # Names of poolings that read one layer
-    layers=None, # Numbers from 0, the embeddings, to L; None: all
-    max_length: int = 256, # Tokens; longer texts are cut
-    batch_size: int = 32, # Texts a forward pass
-    out=None, # Folder that keeps the features for the next time
-    progress: bool = True, # Show a bar on stderr
-) -> dict: # (layer, pooling) -> (n, width), float32
-    "Pooled features of the frozen encoder at every layer, from one pass. Raises `ValueError` for bad input."
-    table, top = read_table(table, text, target=None), last_layer(model)
-    poolings, layers = _names("poolings", poolings), _names("layers", range(top + 1) if layers is None else layers)
-    for n in layers: check_in("layers", n, f"[0, {top}]", int)
-    for k, v in dict(max_length=max_length, batch_size=batch_size).items(): check_in(k, v, "[1, inf)", int)
-    store = out and _folder(out)/f"features-{features_digest(table, model, text, poolings, layers, max_length)}.safetensors"
-    if store and (found := _read_features(store)): return found
-    found = _encode(table, model, text, poolings, layers, max_length, batch_size, progress)
-    if store: _write_features(store, found)
-    return found
-
-def _names(name, values):
-    "A list of one or more different values; a single one may stand alone."
-    found = [values] if isinstance(values, (str, int)) else list(values)
-    if found and len(set(found)) == len(found): return found
-    raise ValueError(f"`{name}` must hold one or more different values, got {values!r}")
-
-# %% ../nbs/2b_probe.ipynb #9c06b153
+# %% ../nbs/2b_probe.ipynb #08b27841
 def _encode(table, model, text, poolings, layers, max_length, batch_size, progress):
     "(layer, pooling) -> (n, width), without a cache."
     from advft.train import longest_input, tokenise
@@ -157,15 +129,44 @@ def _write_features(path, found):
     from safetensors.numpy import save
     write_whole(path, save({f"{n} {p}": x for (n, p), x in found.items()}))
 
-def _read_features(path):
+def _read_features(path, layers, poolings):
     "What `_write_features` wrote; None if there is nothing, or it is damaged."
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
     try: found = load_file(path)
     except (OSError, SafetensorError): return None
-    return {(int(n), p): x for name, x in found.items() for n, _, p in [name.partition(" ")]}
+    return {(n, p): found[f"{n} {p}"] for n in layers for p in poolings}
 
-# %% ../nbs/2b_probe.ipynb #e0a6980a
+# %% ../nbs/2b_probe.ipynb #8069d7cb
+def layer_features(
+    table, # DataFrame or file with the text columns
+    model: str = "minilm", # Name or folder
+    text="text", # Text column; "a,b" for a pair
+    poolings=("cls", "mean", "max"), # Names of poolings that read one layer
+    layers=None, # Numbers from 0, the embeddings, to L; None: all
+    max_length: int = 256, # Tokens; longer texts are cut
+    batch_size: int = 32, # Texts a forward pass
+    out=None, # Folder that keeps the features for the next time
+    progress: bool = True, # Show a bar on stderr
+) -> dict: # (layer, pooling) -> (n, width), float32
+    "Pooled features of the frozen encoder at every layer, from one pass. Raises `ValueError` for bad input."
+    table, top = read_table(table, text, target=None), last_layer(model)
+    poolings, layers = _names("poolings", poolings), _names("layers", range(top + 1) if layers is None else layers)
+    for n in layers: check_in("layers", n, f"[0, {top}]", int)
+    for k, v in dict(max_length=max_length, batch_size=batch_size).items(): check_in(k, v, "[1, inf)", int)
+    store = out and _folder(out)/f"features-{features_digest(table, model, text, poolings, layers, max_length)}.safetensors"
+    if store and (found := _read_features(store, layers, poolings)): return found
+    found = _encode(table, model, text, poolings, layers, max_length, batch_size, progress)
+    if store: _write_features(store, found)
+    return found
+
+def _names(name, values):
+    "A list of one or more different values; a single one may stand alone."
+    found = [values] if isinstance(values, (str, int)) else list(values)
+    if found and len(set(found)) == len(found): return found
+    raise ValueError(f"`{name}` must hold one or more different values, got {values!r}")
+
+# %% ../nbs/2b_probe.ipynb #27468759
 PENALTIES = np.logspace(-2, 5, 15) # of the ridge, on standardised features
 STRENGTHS = np.logspace(-3, 0, 4) # C of the logistic regression
 
@@ -193,6 +194,7 @@ def probe_fold(
     p = _logistic(_standardised(x, rest), y, rest, c)(test)
     return score(metric, y[test], p.argmax(1), p, list(range(classes)))
 
+# %% ../nbs/2b_probe.ipynb #79d2b97c
 def _logistic(x, y, rows, c):
     "A logistic regression on `rows`, as a function: rows -> probabilities."
     from sklearn.exceptions import ConvergenceWarning
@@ -387,7 +389,16 @@ def probe_layers(
     probe = Probe(pd.DataFrame(rows, columns=["layer", "pooling", "fold", "score"]), found[None], metric, model, last_layer(model))
     return probe.save(out) if out else probe
 
-# %% ../nbs/2b_probe.ipynb #96b29af2
+# %% ../nbs/2b_probe.ipynb #42d22b5b
+def token_views(
+    states: tuple, # L + 1 tensors (..., width), the embeddings first
+) -> dict: # Name -> (..., width), of the concatenation four times as wide
+    "Six ways to make a token's vector of its hidden states; with fewer than four layers, the last four are all layers."
+    last = states[max(1, len(states) - 4):]
+    return {"embeddings": states[0], "last": states[-1], "second to last": states[-2], "sum of all": sum(states[1:]),
+            "sum of last 4": sum(last), "concat of last 4": torch.cat(last[::-1], -1)}
+
+# %% ../nbs/2b_probe.ipynb #85150fac
 def punctuation_tags(
     text: str, # A text
 ) -> list: # (word, tag) pairs; the tag of the last word is None
@@ -396,14 +407,6 @@ def punctuation_tags(
     gaps = [text[a.end():b.start()] for a, b in zip(words, words[1:])]
     tag = lambda gap: "stop" if set(gap) & set(".!?") else "comma" if set(gap) & set(",;:") else "none"
     return list(zip([w[0].lower() for w in words], [*map(tag, gaps), None]))
-
-def token_views(
-    states: tuple, # L + 1 tensors (..., width), the embeddings first
-) -> dict: # Name -> (..., width), of the concatenation four times as wide
-    "Six ways to make a token's vector of its hidden states; with fewer than four layers, the last four are all layers."
-    last = states[max(1, len(states) - 4):]
-    return {"embeddings": states[0], "last": states[-1], "second to last": states[-2], "sum of all": sum(states[1:]),
-            "sum of last 4": sum(last), "concat of last 4": torch.cat(last[::-1], -1)}
 
 # %% ../nbs/2b_probe.ipynb #87b36bf8
 def _tagged(table, text, group, tags, encoder, tokenizer, max_length):

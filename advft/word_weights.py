@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'inverse_document_frequency', 'WordWeightsPooling', 'DensePooling']
 
-# %% ../nbs/23_word_weights.ipynb #fdaebfcb
+# %% ../nbs/23_word_weights.ipynb #023ea717
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from .core import check_in, check_one_of
@@ -27,7 +28,7 @@ def inverse_document_frequency(
     if n == 0: raise ValueError("document frequencies need at least one text, got none; give the training part")
     return torch.log((1 + n) / (1 + df)) + 1
 
-# %% ../nbs/23_word_weights.ipynb #c7b5dec5
+# %% ../nbs/23_word_weights.ipynb #40303531
 @register_pooling("word_weights")
 class WordWeightsPooling(nn.Module):
     "Mean of the token vectors weighted by inverse document frequency, learnt from the training part; before that a plain mean."
@@ -43,16 +44,25 @@ class WordWeightsPooling(nn.Module):
         "Set the weights to the inverse document frequencies."
         self.weights.copy_(inverse_document_frequency(rows, len(self.weights)).to(self.weights.dtype))
         return self
-    def forward(self, hidden_states, attention_mask=None, input_ids=None, **inputs):
-        hidden, mask = in_float(hidden_states[-1]), token_mask(hidden_states[-1], attention_mask)
-        if input_ids is None or input_ids.shape != mask.shape:
-            found = "none" if input_ids is None else tuple(input_ids.shape)
-            raise ValueError(f"pooling 'word_weights' needs `input_ids` of shape {tuple(mask.shape)}, as the hidden states are, got {found}; use 'mean'")
-        weights = self.weights[input_ids].to(hidden.dtype).masked_fill(~mask, 0.0).unsqueeze(-1)
-        total = (hidden.masked_fill(~mask.unsqueeze(-1), 0.0) * weights).sum(1)
-        return (total / weights.sum(1).clamp(min=1)).to(hidden_states[-1].dtype) # weights are 1 at least: only an empty row meets the clamp
 
-# %% ../nbs/23_word_weights.ipynb #5d42ea37
+# %% ../nbs/23_word_weights.ipynb #a0b65d57
+@patch
+def forward(self: WordWeightsPooling,
+    hidden_states, # A (batch, tokens, H) tensor a layer; the last one is read
+    attention_mask=None, # (batch, tokens)
+    input_ids=None, # (batch, tokens), which must be there
+    **inputs, # Not needed
+) -> torch.Tensor: # (batch, H); zeros for a row of nothing but padding
+    "The weighted mean of each text. Raises `ValueError` without token ids."
+    hidden, mask = in_float(hidden_states[-1]), token_mask(hidden_states[-1], attention_mask)
+    if input_ids is None or input_ids.shape != mask.shape:
+        found = "none" if input_ids is None else tuple(input_ids.shape)
+        raise ValueError(f"pooling 'word_weights' needs `input_ids` of shape {tuple(mask.shape)}, as the hidden states are, got {found}; use 'mean'")
+    weights = self.weights[input_ids].to(hidden.dtype).masked_fill(~mask, 0.0).unsqueeze(-1)
+    total = (hidden.masked_fill(~mask.unsqueeze(-1), 0.0) * weights).sum(1)
+    return (total / weights.sum(1).clamp(min=1)).to(hidden_states[-1].dtype) # weights are 1 at least: only an empty row meets the clamp
+
+# %% ../nbs/23_word_weights.ipynb #53ef2190
 ACTIVATIONS = dict(tanh=nn.Tanh, relu=nn.ReLU, gelu=nn.GELU, identity=nn.Identity)
 
 @register_pooling("dense")
@@ -68,12 +78,22 @@ class DensePooling(nn.Module):
         self.width = config.hidden_size if width is None else check_in("width", width, "[1, inf)", int)
         self.base, self.activation = make_pooling(base, config), ACTIVATIONS[check_one_of("activation", activation, ACTIVATIONS)]()
         self.dense, self.needs = nn.Linear(self.base.width, self.width), getattr(self.base, "needs", None)
-    def forward(self, hidden_states, attention_mask=None, **inputs):
-        empty = ~token_mask(hidden_states[-1], attention_mask).any(1, keepdim=True)
-        return self.activation(self.dense(self.base(hidden_states, attention_mask, **inputs))).masked_fill(empty, 0.0)
-    def learn(self,
-        rows, # Token ids of the training texts, a list each
-    ): # This pooling
-        "Let the pooling below learn, if it does."
-        if hasattr(self.base, "learn"): self.base.learn(rows)
-        return self
+
+# %% ../nbs/23_word_weights.ipynb #c9f3b265
+@patch
+def forward(self: DensePooling,
+    hidden_states, # As the pooling below takes them
+    attention_mask=None, # (batch, tokens)
+    **inputs, # For the pooling below
+) -> torch.Tensor: # (batch, width); zeros for a row of nothing but padding
+    "The bent vector of each text."
+    empty = ~token_mask(hidden_states[-1], attention_mask).any(1, keepdim=True)
+    return self.activation(self.dense(self.base(hidden_states, attention_mask, **inputs))).masked_fill(empty, 0.0)
+
+@patch
+def learn(self: DensePooling,
+    rows, # Token ids of the training texts, a list each
+) -> DensePooling: # This pooling
+    "Let the pooling below learn, if it does."
+    if hasattr(self.base, "learn"): self.base.learn(rows)
+    return self

@@ -108,7 +108,7 @@ def refused(place, capfd, command, says):
 
 # --- bad input: one line on stderr, exit code 2, nothing written
 
-READING = {"ladder {} --model tiny": TABLES, "train {} --model tiny --out m": TABLES, "predict fitted {}": TEXT_FAULTS}
+READING = {"ladder {} --model tiny": TABLES, "train {} --model tiny --out m": TABLES, "predict fitted {}": TEXT_FAULTS, "probe {} --model tiny": TABLES}
 
 @pytest.mark.parametrize("command, name", [(command, name) for command, names in READING.items() for name in names])
 def test_bad_tables(place, capfd, command, name):
@@ -271,6 +271,22 @@ def test_damaged_model(place, capfd, damage):
     damage(place/"fitted"/"advft.json")
     refused(place, capfd, "predict fitted good.csv", "advft.json")
 
+PROBE = [
+    ("--poolings meen",                      "unknown pooling 'meen'"),
+    ("--poolings ''",                        "pooling"),
+    ("--max-length 1",                       "max_length"),
+    ("--folds 1",                            "`folds` must be a whole number in [2, inf), got 1"),
+    ("--rows 21",                            "`rows` must be a whole number in [1, 20], got 21"),
+    ("--metric nosuch",                      "unknown metric 'nosuch'"),
+    ("--group nosuch",                       "nosuch"),
+    ("--target text",                        "different columns"),
+    ("--model speechless",                   "tokenizer"),
+    ("--out good.csv",                       "good.csv")]
+
+@pytest.mark.parametrize("options, says", PROBE, ids=[o for o, _ in PROBE])
+def test_bad_probes(place, capfd, options, says):
+    refused(place, capfd, f"probe good.csv {'' if '--model' in options else '--model tiny '}{options}", says)
+
 CLOSED = dict(HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", NO_PROXY="*") # nothing listens there
 
 @pytest.mark.parametrize("command, says, env", [
@@ -286,14 +302,26 @@ def test_in_a_fresh_process(place, command, says, env):
 
 # --- good input
 
-@pytest.mark.parametrize("command", ["ladder", "train", "predict", "techniques"])
+@pytest.mark.parametrize("command", ["ladder", "probe", "train", "predict", "techniques"])
 def test_every_help_has_an_example(capfd, command):
     code, out, err = advft(f"{command} --help", capfd)
     assert (code, err) == (0, "") and f"Example: advft {command}" in out
 
 def test_techniques(capfd):
     code, out, err = advft("techniques", capfd)
-    assert (code, err) == (0, "") and "layer_decay(layer_decay=0.9, " in out
+    assert (code, err) == (0, "") and "layer_decay(layer_decay=0.9, " in out and "pooling('wk', mode='official', " in out
+
+def test_probe(place, capfd):
+    "Its table and picture, its features read again, and JSON alone on stdout."
+    code, out, err = advft("probe good.csv --model tiny --group author --folds 3", capfd)
+    assert code == 0 and "heat map" in err and "without features" in out and "in a recipe" in out
+    folder = place/"runs"/"probe-good"
+    assert (folder/"probe.png").read_bytes()[:4] == b"\x89PNG"
+    kept = {p: p.stat().st_mtime_ns for p in folder.glob("*.safetensors")}
+    code, out, err = advft("probe good.csv --model tiny --group author --folds 3 --json --target label", capfd)
+    rows = json.loads(out)
+    assert code == 0 and len(rows) == 9 and rows[0]["pooling"] in ("cls", "mean", "max")
+    assert kept and {p: p.stat().st_mtime_ns for p in folder.glob("*.safetensors")} == kept
 
 def test_train_then_predict(place, capfd):
     "Files go where they were asked to, tables to stdout, all else to stderr; labels come with probabilities."
