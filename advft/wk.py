@@ -44,26 +44,23 @@ def _shares(x, of, dim):
     equal = of / of.sum(dim, keepdim=True).clamp(min=1)
     return torch.where(total == 0, equal, x / torch.where(total == 0, torch.inf, total))
 
-# %% ../nbs/29_wk.ipynb #509788fb
-def _tokens(device, numbers):
-    "How many tokens of so many numbers make a block: on a CPU, what its last cache holds."
-    return max(1, 2 ** (22 if device.type == "cpu" else 27) // numbers)
-
+# %% ../nbs/29_wk.ipynb #dfa0e38f
 def layer_gram(
-    x: torch.Tensor, # (tokens, layers, width)
-) -> torch.Tensor: # (tokens, layers, layers); float64, but on devices that have none
-    "The inner products of each token's vectors, in small float64 copies that stay in the processor's cache."
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
-    parts = x.split(_tokens(x.device, 16 * x[0].numel()))
-    return torch.cat([y @ y.mT for y in (part.to(wide) for part in parts)])
+    states, # Of (batch, tokens, width), a tensor a layer
+) -> torch.Tensor: # (layers, layers, batch, tokens); float64, but on devices that have none
+    "The inner products of each token's vectors, summed in float64."
+    wide = torch.float32 if states[0].device.type == "mps" else torch.float64
+    size = 2 ** 18 * torch.get_num_threads() if states[0].device.type == "cpu" else 2 ** 27 # numbers: what the cores' caches hold
+    blocks = zip(*(h.flatten(0, 1).split(max(1, size // (len(states) * h.shape[-1]))) for h in states))
+    found = torch.cat([x @ x.mT for x in (torch.stack(block, 1).to(wide) for block in blocks)])
+    return found.flatten(1).T.reshape(len(states), len(states), *states[0].shape[:2])
 
-# %% ../nbs/29_wk.ipynb #7c51a6cd
+# %% ../nbs/29_wk.ipynb #6e536dbd
 def layer_cosines(
-    gram: torch.Tensor, # (tokens, layers, layers), inner products of a token's vectors
-) -> torch.Tensor: # (layers, layers, tokens); 0 wherever a vector is 0
+    gram: torch.Tensor, # (layers, layers, ...), inner products
+) -> torch.Tensor: # (layers, layers, ...); 0 wherever a vector is 0
     "The cosines between a token's vectors."
-    gram = gram.flatten(1).T.reshape(*gram.shape[1:], -1)
-    square = gram.diagonal().T
+    square = gram.diagonal().movedim(-1, 0)
     scale = torch.where(square > 0, square, torch.inf).rsqrt()
     return gram * (scale[:, None] * scale)
 
@@ -78,25 +75,27 @@ def left_over(
         cosines = torch.addcmul(cosines[1:, 1:], scaled[:, None], column, value=-1)
     return cosines[0, 0]
 
-# %% ../nbs/29_wk.ipynb #7844f88a
+# %% ../nbs/29_wk.ipynb #e97ce408
 def layer_weights(
-    cosines: torch.Tensor, # (layers, layers, tokens)
-    neighbours: torch.Tensor, # (layers, 2 * window), as from `layer_neighbours`
-) -> torch.Tensor: # (layers, tokens), sums of 1 over the layers
+    cosines: torch.Tensor, # (layers, layers, ...)
+    neighbours: torch.Tensor, # (layers, 2 * window), from `layer_neighbours`
+) -> torch.Tensor: # (layers, ...), sums of 1 over the layers
     "Each layer's weight in a token's vector: the mean of its share of the alignment and of the novelty."
     own = torch.arange(len(cosines), device=neighbours.device)[:, None]
-    around, count = torch.cat([neighbours, own], 1).T, (neighbours < len(cosines)).sum(1, keepdim=True)
-    near = F.pad(cosines, (0, 0, 0, 1, 0, 1))[around[:, None], around] # a missing neighbour is a zero vector
+    around = torch.cat([neighbours, own], 1).T
+    none = cosines.new_zeros(1)
+    near = F.pad(cosines.movedim((0, 1), (-2, -1)), (0, 1, 0, 1)).movedim((-2, -1), (0, 1))[around[:, None], around] # a missing neighbour is a zero vector
+    count = (neighbours < len(cosines)).sum(1).view(-1, *[1] * (cosines.ndim - 2))
     similarity, new = near[-1, :-1].sum(0) / count, left_over(near)
     similarity = torch.where(similarity.abs() > _tiny(new), similarity, torch.inf)
     alignment = _root(near[-1, -1] - new) / similarity / (2 * (count + 1))
-    every = torch.ones_like(own)
+    every = torch.ones_like(count)
     return (_shares(alignment, every, 0) + _shares(_root(new), every, 0)) / 2
 
-# %% ../nbs/29_wk.ipynb #146483f3
+# %% ../nbs/29_wk.ipynb #36e053f9
 def token_importance(
-    cosines: torch.Tensor, # (layers, layers, tokens)
-) -> torch.Tensor: # (tokens,)
+    cosines: torch.Tensor, # (layers, layers, ...)
+) -> torch.Tensor: # (...)
     "The variance of the cosines between adjacent layers, 0 where it is rounding."
     found = cosines.diagonal(offset=1).var(-1, unbiased=False)
     return found * (found > _tiny(found) ** 2)
@@ -107,7 +106,7 @@ def all_but_last(
     "The tokens that count: all but a text's last, which in BERT is [SEP]; a text of one token keeps it."
     return torch.where(mask.sum(1, keepdim=True) > 1, mask.scatter(1, last_position(mask)[:, None], False), mask)
 
-# %% ../nbs/29_wk.ipynb #495b7d0d
+# %% ../nbs/29_wk.ipynb #3aa389c7
 @register_pooling("wk")
 class WKPooling(nn.Module):
     "SBERT-WK: tokens' vectors across the layers weighted by alignment and novelty, tokens by how much they change."
@@ -130,24 +129,24 @@ class WKPooling(nn.Module):
             raise ValueError(f"pooling 'wk' needs at least {max(3, self.window + 1)} hidden states after the first {self.layer_start}, got {len(states)}")
         kept = all_but_last(token_mask(states[-1], attention_mask))
         with torch.autocast(kept.device.type, enabled=False): # weights in half precision would be no weights
-            words, importance = self.words(kept.flatten(), [h.flatten(0, 1) for h in states])
-            share = _shares(importance.view_as(kept), kept, 1).to(words.dtype)
-            return (share[:, None] @ words.view(*kept.shape, -1)).squeeze(1).to(states[-1].dtype)
+            return self.weighted(states, kept).to(states[-1].dtype)
 
-# %% ../nbs/29_wk.ipynb #eaee042e
+# %% ../nbs/29_wk.ipynb #baa8eec6
 @patch
-def words(self: WKPooling,
-    kept: torch.Tensor, # (tokens,), bool
-    states: list, # Of (tokens, width), a tensor a layer
-) -> tuple: # (tokens, width) and (tokens,); zeros for a token that is not kept
-    "A vector for each token from all its layers, and how much it counts; a block of tokens at a time."
-    neighbours = layer_neighbours(len(states), self.window, self.mode).to(kept.device)
-    size = _tokens(kept.device, len(states) * self.width)
-    found = [_words(neighbours, *block) for block in zip(kept.split(size), *(h.split(size) for h in states))]
-    return tuple(map(torch.cat, zip(*found)))
+def weights(self: WKPooling,
+    gram: torch.Tensor, # (layers, layers, batch, tokens), from `layer_gram`
+    kept: torch.Tensor, # (batch, tokens), bool: the tokens that count
+) -> torch.Tensor: # (layers, batch, tokens); a row's sum is 1
+    "The weight of every layer of every token in its text's vector."
+    cosines = layer_cosines(gram.masked_fill(~kept, 0.0))
+    neighbours = layer_neighbours(len(gram), self.window, self.mode).to(gram.device)
+    return _shares(token_importance(cosines), kept, -1) * layer_weights(cosines, neighbours)
 
-def _words(neighbours, kept, *states):
-    x = in_float(torch.stack(states, 1)).index_fill_(0, (~kept).nonzero().squeeze(1), 0.0)
-    cosines = layer_cosines(layer_gram(x))
-    weights = layer_weights(cosines, neighbours).T.to(x.dtype).contiguous()
-    return (weights[:, None] @ x).squeeze(1), token_importance(cosines)
+@patch
+def weighted(self: WKPooling, states, kept):
+    gram = layer_gram(states)
+    if not gram.isfinite().all(): # then so is the padding, and 0 times it would be no 0
+        states = [h.masked_fill(~kept[..., None], 0.0) for h in states]
+        gram = layer_gram(states)
+    weights = self.weights(gram, kept)
+    return sum(w[:, None].to(h.dtype) @ h for w, h in zip(weights, map(in_float, states))).squeeze(1)

@@ -219,6 +219,22 @@ def test_a_recipe_trains_saves_and_loads(name, knobs, folder, tmp_path):
     assert (again.predict(TABLE) == found).all() and again.recipe == recipe
 
 
+@pytest.mark.parametrize("name", ["mean_max", "attention", "parallel_sum"])
+def test_with_other_techniques_on_classes(name, folder, tmp_path):
+    recipe = Recipe.parse(f"recipe(learning_rate=1e-3, epochs=2, batch_size=4, max_length=24) + pooling('{name}') + layer_decay(0.9) + warmup(0.1)"
+                          " + reinit_layers(2) + swa(0.5) + evaluate_every(0.5)")
+    table = TABLE.assign(target=["low", "high", "mid"] * 4)
+    fitted = fine_tune(table, table[:6], recipe, str(folder))
+    p = fitted.predict_proba(table)
+    assert p.shape == (12, 3) and fitted.labels == ["high", "low", "mid"]
+    fitted.save(tmp_path/"m")
+    assert (FineTuned.load(tmp_path/"m").predict_proba(table) == p).all()
+    again = fine_tune(table, table[:6], recipe.without("pooling"), str(tmp_path/"m")) # from a saved head, with its own pooling
+    assert again.model.pooling.name == name and again.predict_proba(table).shape == (12, 3)
+    other = fine_tune(TABLE, None, recipe.without("pooling").without("evaluate_every") + Pooling("max"), str(tmp_path/"m")) # another head, another task
+    assert other.model.pooling.name == "max" and other.predict(TABLE).shape == (12,)
+
+
 @pytest.mark.parametrize("architecture", ["bert", "bart"]) # BART's tied tables may be written once only
 def test_stock_trainer_saves_and_resumes(architecture, tmp_path):
     rows = [dict(input_ids=[2, 5 + i, 9, 3], attention_mask=[1] * 4, labels=float(i % 2)) for i in range(8)]
