@@ -13,10 +13,11 @@ from .core import check_in
 from .layer_rnn import layer_tokens
 from .pooling import SequenceToken, in_float, register_pooling, token_mask
 
-# %% ../nbs/28_layer_attention.ipynb #db8d6fd7
+# %% ../nbs/28_layer_attention.ipynb #ace45dff
 @register_pooling("attention")
 class AttentionPooling(nn.Module):
     "The text's vectors (CLS) of all layers, averaged by attention with a learned query, then projected."
+    layered = True # reads several layers
     def __init__(self,
         config, # The encoder's configuration
         width: int = 128, # Of the text's vector; None takes the encoder's
@@ -40,9 +41,10 @@ class AttentionPooling(nn.Module):
         "The weighted mean of the layers' vectors, projected; zeros for a row of nothing but padding."
         layers = layer_tokens(self.token, hidden_states, attention_mask, **inputs)
         mean = (self.weights(layers)[..., None] * in_float(layers)).sum(1).to(layers.dtype)
-        return (mean @ self.projection).masked_fill(~token_mask(hidden_states[-1], attention_mask).any(1, keepdim=True), 0.0)
+        empty = ~token_mask(hidden_states[-1], attention_mask).any(1, keepdim=True)
+        return (mean @ self.projection).masked_fill(empty, 0.0)
 
-# %% ../nbs/28_layer_attention.ipynb #fb5b05f9
+# %% ../nbs/28_layer_attention.ipynb #90869fc4
 @torch.no_grad()
 def layer_attention(
     model, # A PooledModel with the pooling "attention"
@@ -50,7 +52,7 @@ def layer_attention(
 ) -> torch.Tensor: # (batch, L), each row summing to 1
     "How much of each layer goes into each text's vector. Raises `ValueError` for a model with another pooling."
     if not isinstance(head := getattr(model, "pooling", None), AttentionPooling):
-        raise ValueError(f"`model` must have the pooling 'attention', got {type(model if head is None else head).__name__}; "
+        raise ValueError(f"`model` must have the pooling 'attention', got {type(head or model).__name__}; "
                          f"make one with PooledModel.around(model, 'attention')")
     seen, keep = [], lambda head, args, kwargs: seen.append(head.weights(layer_tokens(head.token, *args, **kwargs)))
     handle = head.register_forward_pre_hook(keep, with_kwargs=True)

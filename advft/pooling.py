@@ -300,11 +300,11 @@ def from_pretrained(cls: PooledModel,
     if lost: raise ValueError(f"the head in {str(folder)!r} is damaged ({lost[0]} does not fit); save it again")
     return model.eval()
 
-# %% ../nbs/20_pooling.ipynb #7473254a
+# %% ../nbs/20_pooling.ipynb #246941d0
 @patch
-def gradient_checkpointing_enable(self: PooledModel, *args, **kwargs): "As the encoder's."; self.encoder.gradient_checkpointing_enable(*args, **kwargs)
+def activation_checkpointing_enable(self: PooledModel, *args, **kwargs): "As the encoder's."; self.encoder.activation_checkpointing_enable(*args, **kwargs)
 @patch
-def gradient_checkpointing_disable(self: PooledModel): "As the encoder's."; self.encoder.gradient_checkpointing_disable()
+def gradient_checkpointing_enable(self: PooledModel, *args, **kwargs): "Its older name."; self.encoder.gradient_checkpointing_enable(*args, **kwargs)
 @patch
 def get_input_embeddings(self: PooledModel): "As the encoder's."; return self.encoder.get_input_embeddings()
 @patch(as_prop=True)

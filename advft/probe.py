@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['PENALTIES', 'STRENGTHS', 'last_layer', 'frozen_encoder', 'all_states', 'token_pooling', 'features_digest',
            'layer_features', 'probe_fold', 'probe_cells', 'Probe', 'probe_layers', 'token_views', 'punctuation_tags',
-           'TokenProbe', 'probe_tokens']
+           'probe_tokens']
 
-# %% ../nbs/2b_probe.ipynb #3c858ee0
+# %% ../nbs/2b_probe.ipynb #e2b9dbe5
 import hashlib, inspect, io, json, re, sys, warnings
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from torch import nn
 
-from .core import check_in, check_one_of, file_digest, find_model, model_digest, write_whole
+from .core import check_in, file_digest, find_model, model_digest, write_whole
 from .data import Metric, infer_task, leveled_passages, metric_for, read_table, score, split_folds, text_columns
 from .pooling import Pooling, make_pooling, state_layers, to_front, token_mask
 
-# %% ../nbs/2b_probe.ipynb #f83e655a
+# %% ../nbs/2b_probe.ipynb #7bbd14a1
 def last_layer(
     model: str = "minilm", # Name or folder
 ) -> int: # L; the embeddings are layer 0
@@ -30,21 +31,21 @@ def last_layer(
     return config.num_hidden_layers if config.model_type in _encoders_alone() else state_layers(config)
 
 def _encoders_alone():
-    "The architectures of which transformers has an encoder class; of T5 it is without the decoder."
+    "The architectures of which transformers has an encoder class; T5's is without the decoder."
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
     return MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
+# %% ../nbs/2b_probe.ipynb #8fbc6d6f
 def frozen_encoder(
     model: str = "minilm", # Name or folder
 ) -> tuple: # (encoder, tokenizer)
-    "A pretrained encoder in float32, which nothing trains, and its tokenizer. Leaves the random state as it was."
+    "A pretrained encoder in float32, which nothing trains, and its tokenizer."
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
     from advft.train import best_device, keep_rng, load_model, load_tokenizer
     alone = AutoConfig.from_pretrained(find_model(model)).model_type in _encoders_alone()
     with keep_rng(): encoder = load_model(model, auto_class=AutoModelForTextEncoding if alone else AutoModel)
     return encoder.to(best_device()).eval().requires_grad_(False), load_tokenizer(model)
 
-# %% ../nbs/2b_probe.ipynb #91e71e41
 def all_states(
     encoder: nn.Module, # From `frozen_encoder`
     batch, # A padded batch, as a mapping
@@ -71,12 +72,12 @@ def _bar(total, what, progress):
     from tqdm import tqdm
     return tqdm(total=total, desc=what, file=sys.stderr, leave=False, disable=None if progress else True)
 
-# %% ../nbs/2b_probe.ipynb #107270fc
+# %% ../nbs/2b_probe.ipynb #caa75771
 def token_pooling(
     name: str, # One of `advft.pooling.POOLINGS`
     config, # The encoder's configuration
 ) -> nn.Module: # For the states of one layer, as a tuple of one
-    "A pooling that reads one layer and has nothing to learn, or `ValueError`: a frozen probe has no other use for it."
+    "A pooling that reads one layer and has nothing to learn; `ValueError` for another."
     made = make_pooling(name, config)
     learns = bool(made.state_dict()) or hasattr(made, "learn") or hasattr(made, "needs")
     if not learns and _reads_last_only(made, config): return made
@@ -89,7 +90,7 @@ def _reads_last_only(pooling, config):
     except ValueError: return False # it needs more layers than there are
     return torch.equal(*found)
 
-# %% ../nbs/2b_probe.ipynb #d9c0fa84
+# %% ../nbs/2b_probe.ipynb #29ae3d17
 def features_digest(
     table: pd.DataFrame, # With the text columns
     model: str, # Name or folder
@@ -98,14 +99,14 @@ def features_digest(
     layers, # Numbers
     max_length: int, # Tokens
 ) -> str: # 16 hexadecimal digits
-    "What pooled features depend on: every text, the model's and the tokenizer's files, and the settings. Your own poolings count by name only."
+    "What pooled features depend on: the texts, the model's and tokenizer's files, settings; your own poolings by name only."
     folder = find_model(model)
     tokenizer = sorted({p for pattern in ("token*", "vocab*", "merges*", "special*", "*.model") for p in folder.glob(pattern)})
     about = [model_digest(folder), [file_digest(p) for p in tokenizer], list(poolings), list(layers), max_length]
     texts = table[text_columns(text, table.columns)].to_numpy().tolist()
     return hashlib.sha256(json.dumps([about, texts]).encode()).hexdigest()[:16]
 
-# %% ../nbs/2b_probe.ipynb #08b27841
+# %% ../nbs/2b_probe.ipynb #c381247c
 def _encode(table, model, text, poolings, layers, max_length, batch_size, progress):
     "(layer, pooling) -> (n, width), without a cache."
     from advft.train import longest_input, tokenise
@@ -113,17 +114,10 @@ def _encode(table, model, text, poolings, layers, max_length, batch_size, progre
     heads = {p: token_pooling(p, encoder.config) for p in poolings}
     rows = tokenise(table, text, tokenizer, longest_input(max_length, tokenizer, encoder))
     found = {(n, p): np.zeros((len(rows), heads[p].width), np.float32) for n in layers for p in poolings}
-    def keep(at, states, batch):
+    def _keep(at, states, batch):
         for (n, p), kept in found.items(): kept[at] = heads[p]((states[n],), **batch).cpu().numpy()
-    _once(rows, encoder, tokenizer, batch_size, keep, progress)
+    _once(rows, encoder, tokenizer, batch_size, _keep, progress)
     return found
-
-def _folder(out):
-    "The folder, made if need be."
-    out = Path(out)
-    if out.exists() and not out.is_dir(): raise ValueError(f"`out` must be a folder, and {out} is a file; choose another")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
 
 def _write_features(path, found):
     from safetensors.numpy import save
@@ -137,7 +131,7 @@ def _read_features(path, layers, poolings):
     except (OSError, SafetensorError): return None
     return {(n, p): found[f"{n} {p}"] for n in layers for p in poolings}
 
-# %% ../nbs/2b_probe.ipynb #8069d7cb
+# %% ../nbs/2b_probe.ipynb #efb493f3
 def layer_features(
     table, # DataFrame or file with the text columns
     model: str = "minilm", # Name or folder
@@ -151,7 +145,7 @@ def layer_features(
 ) -> dict: # (layer, pooling) -> (n, width), float32
     "Pooled features of the frozen encoder at every layer, from one pass. Raises `ValueError` for bad input."
     table, top = read_table(table, text, target=None), last_layer(model)
-    poolings, layers = _names("poolings", poolings), _names("layers", range(top + 1) if layers is None else layers)
+    poolings, layers = _several("poolings", poolings), _several("layers", range(top + 1) if layers is None else layers)
     for n in layers: check_in("layers", n, f"[0, {top}]", int)
     for k, v in dict(max_length=max_length, batch_size=batch_size).items(): check_in(k, v, "[1, inf)", int)
     store = out and _folder(out)/f"features-{features_digest(table, model, text, poolings, layers, max_length)}.safetensors"
@@ -160,41 +154,30 @@ def layer_features(
     if store: _write_features(store, found)
     return found
 
-def _names(name, values):
+# %% ../nbs/2b_probe.ipynb #fe7f8a6a
+def _several(name, values):
     "A list of one or more different values; a single one may stand alone."
     found = [values] if isinstance(values, (str, int)) else list(values)
     if found and len(set(found)) == len(found): return found
     raise ValueError(f"`{name}` must hold one or more different values, got {values!r}")
 
-# %% ../nbs/2b_probe.ipynb #27468759
+def _folder(out):
+    "The folder, made if need be."
+    out = Path(out)
+    if out.exists() and not out.is_dir(): raise ValueError(f"`out` must be a folder, and {out} is a file; choose another")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+# %% ../nbs/2b_probe.ipynb #df298f22
 PENALTIES = np.logspace(-2, 5, 15) # of the ridge, on standardised features
 STRENGTHS = np.logspace(-3, 0, 4) # C of the logistic regression
 
 def _standardised(x, rows):
-    "`x` less mean and divided by sd of `rows`; a feature that nothing but rounding moves becomes 0."
+    "`x` less the mean and divided by the sd of `rows`; a feature that nothing but rounding moves becomes 0."
     mean, sd = x[rows].mean(0, dtype=float), x[rows].std(0, dtype=float)
     moves = sd > 1e-6 * np.abs(mean)
     return np.where(moves, (x - mean) / np.where(moves, sd, 1.0), 0.0)
 
-def probe_fold(
-    x: np.ndarray, # (n, width), features of all rows
-    y: np.ndarray, # (n,), numbers, or classes counted from 0
-    parts: tuple, # (train, valid, test) positions
-    metric: Metric, # To score with
-    classes: int = None, # How many; None for a regression
-) -> float: # On the test part
-    "Fit a linear probe on the training and validation part together, and score it on the test part."
-    train, valid, test = parts
-    rest = np.concatenate([train, valid])
-    if classes is None:
-        from sklearn.linear_model import RidgeCV
-        x = _standardised(x, rest)
-        return score(metric, y[test], RidgeCV(PENALTIES).fit(x[rest], y[rest]).predict(x[test]))
-    c = _strength(_standardised(x, train), y, train, valid)
-    p = _logistic(_standardised(x, rest), y, rest, c)(test)
-    return score(metric, y[test], p.argmax(1), p, list(range(classes)))
-
-# %% ../nbs/2b_probe.ipynb #79d2b97c
 def _logistic(x, y, rows, c):
     "A logistic regression on `rows`, as a function: rows -> probabilities."
     from sklearn.exceptions import ConvergenceWarning
@@ -209,7 +192,25 @@ def _strength(x, y, train, valid):
     loss = lambda c: score("log_loss", y[valid], probability=_logistic(x, y, train, c)(valid), labels=list(range(y.max() + 1)))
     return min(STRENGTHS, key=loss)
 
-# %% ../nbs/2b_probe.ipynb #5d4229df
+# %% ../nbs/2b_probe.ipynb #022c2f7a
+def probe_fold(
+    x: np.ndarray, # (n, width), features of all rows
+    y: np.ndarray, # (n,), numbers, or classes counted from 0
+    parts: tuple, # (train, valid, test) positions
+    metric: Metric, # To score with
+    classes: int = None, # How many; None for a regression
+) -> float: # On the test part
+    "Fit a linear probe on the training and validation part together, and score it on the test part."
+    train, valid, test = parts
+    rest = np.concatenate([train, valid])
+    z = _standardised(x, rest)
+    if classes is None:
+        from sklearn.linear_model import RidgeCV
+        return score(metric, y[test], RidgeCV(PENALTIES).fit(z[rest], y[rest]).predict(z[test]))
+    p = _logistic(z, y, rest, _strength(_standardised(x, train), y, train, valid))(test)
+    return score(metric, y[test], p.argmax(1), p, list(range(classes)))
+
+# %% ../nbs/2b_probe.ipynb #f5e0820b
 def probe_cells(
     features: dict, # Cell -> (n, width)
     y: np.ndarray, # (n,), numbers, or classes counted from 0
@@ -220,15 +221,15 @@ def probe_cells(
 ) -> dict: # Cell -> one score a fold; the cell `None` has no features at all
     "A linear probe of every cell on every fold, the same folds for all."
     with _bar(len(features) * len(splits), "fitting probes", progress) as bar:
-        def fold_score(x, parts): bar.update(1); return probe_fold(x, y, parts, metric, classes)
-        found = {cell: [fold_score(x, parts) for parts in splits] for cell, x in features.items()}
+        def _score(x, parts): bar.update(1); return probe_fold(x, y, parts, metric, classes)
+        found = {cell: [_score(x, parts) for parts in splits] for cell, x in features.items()}
     return found | {None: [probe_fold(np.zeros((len(y), 1)), y, parts, metric, classes) for parts in splits]}
 
-# %% ../nbs/2b_probe.ipynb #d70d4e72
+# %% ../nbs/2b_probe.ipynb #96ca514a
 @dataclass(repr=False)
 class Probe:
     "Scores of linear probes on frozen features: `table()`, `plot()`, `best`."
-    scores: pd.DataFrame # layer, pooling, fold, score
+    scores: pd.DataFrame # layer and pooling, or representation; fold, score
     trivial: list # each fold's score without any features: the mean, or the commonest class
     metric: Metric # of the scores
     model: str = "minilm" # whose features
@@ -238,36 +239,47 @@ class Probe:
         "1 if a greater score is better, else -1."
         return 1 if self.metric.greater_is_better else -1
     @property
-    def by_fold(self) -> pd.DataFrame:
-        "A row a cell, best first, a column a fold."
-        found = self.scores.pivot(index=[c for c in self.scores if c not in ("fold", "score")], columns="fold", values="score")
-        return found.loc[found.mean(axis=1, skipna=False).mul(-self.better).sort_values(kind="stable").index]
-    @property
-    def best_cell(self):
-        "The cell with the best mean: (layer, pooling)."
-        return self.by_fold.index[0]
-    @property
-    def best(self):
-        "The best cell as a term of a recipe, or None if no head reads it."
-        return self.head(self.best_cell)
+    def of_words(self) -> bool:
+        "Whether the cells are representations of words."
+        return "representation" in self.scores
 
-# %% ../nbs/2b_probe.ipynb #a1ec4676
+# %% ../nbs/2b_probe.ipynb #76209c04
+@patch(as_prop=True)
+def by_fold(self: Probe) -> pd.DataFrame:
+    "A row a cell, best first, and a column a fold."
+    cell = ["representation"] if self.of_words else ["layer", "pooling"]
+    found = self.scores.pivot(index=cell, columns="fold", values="score")
+    return found.loc[found.mean(axis=1, skipna=False).mul(-self.better).sort_values(kind="stable").index]
+
+@patch(as_prop=True)
+def best_cell(self: Probe):
+    "The cell with the best mean: (layer, pooling), or a word's representation."
+    return self.by_fold.index[0]
+
+@patch(as_prop=True)
+def best(self: Probe):
+    "The best cell as a term of a recipe, or None if no head reads it."
+    return self.head(self.best_cell)
+
+# %% ../nbs/2b_probe.ipynb #cd629d43
 @patch
 def head(self: Probe,
-    cell: tuple, # (layer, pooling)
+    cell, # (layer, pooling)
 ): # Text such as "pooling('mean')", or None
     "The term of a recipe whose head reads this cell, if there is one."
-    (layer, pooling), top = cell, self.layers
-    if layer == top: return str(Pooling(pooling))
-    return str(Pooling("layer_cls", k=top - layer + 1)) if pooling == "cls" else None
+    if self.of_words: return None # a head makes one vector of a text
+    k = self.layers - cell[0] + 1
+    if k == 1: return str(Pooling(cell[1]))
+    return str(Pooling("layer_cls", k=k)) if cell[1] == "cls" else None
 
 @patch
 def table(self: Probe) -> pd.DataFrame: # Differences are paired by fold, and a negative one is worse
     "A row a cell, best first: mean and sd over the folds, the difference to the best and its sd, the recipe's term."
     f = self.by_fold
-    behind = self.better * (f - f.iloc[0])
-    found = {"mean": f.mean(axis=1, skipna=False), "sd": f.std(axis=1), "diff_best": behind.mean(axis=1, skipna=False), "diff_sd": behind.std(axis=1)}
-    return pd.DataFrame(found).assign(recipe=[self.head(cell) or "" for cell in f.index]).reset_index()
+    behind, mean = self.better * (f - f.iloc[0]), lambda d: d.mean(axis=1, skipna=False)
+    found = pd.DataFrame({"mean": mean(f), "sd": f.std(axis=1), "diff_best": mean(behind), "diff_sd": behind.std(axis=1)})
+    heads = {} if self.of_words else dict(recipe=[self.head(cell) or "" for cell in f.index])
+    return found.assign(**heads).reset_index()
 
 # %% ../nbs/2b_probe.ipynb #31733218
 @patch
@@ -277,7 +289,14 @@ def blind(self: Probe) -> list: # One score a fold
     chosen = {fold: (self.better * f.drop(columns=fold).mean(axis=1, skipna=False)).idxmax() for fold in f}
     return [float(f.loc[cell, fold]) for fold, cell in chosen.items()]
 
-# %% ../nbs/2b_probe.ipynb #095887ad
+# %% ../nbs/2b_probe.ipynb #05f8f61a
+@patch
+def name_of(self: Probe,
+    cell, # (layer, pooling), or a word's representation
+) -> str:
+    "What to call a cell."
+    return cell if self.of_words else f"layer {cell[0]} {cell[1]}"
+
 @patch
 def __repr__(self: Probe):
     f, direction = self.by_fold, "higher" if self.better > 0 else "lower"
@@ -285,63 +304,77 @@ def __repr__(self: Probe):
             f"best {self.name_of(self.best_cell)} {f.iloc[0].mean():.3f}, without features {np.mean(self.trivial):.3f}")
 
 @patch
-def name_of(self: Probe,
-    cell: tuple, # (layer, pooling)
-) -> str:
-    "What to call a cell."
-    return f"layer {cell[0]} {cell[1]}"
-
-@patch
 def _repr_html_(self: Probe): return f"<p>{self!r}</p>" + self.table().head(5).round(3).to_html(index=False)
 
+# %% ../nbs/2b_probe.ipynb #a66ce351
 @patch
-def grid(self: Probe) -> pd.DataFrame: # A row a layer, from the bottom up, a column a pooling
+def grid(self: Probe) -> pd.DataFrame: # A row a layer, the top one first, and a column a pooling; of words one column
     "The mean of each cell."
-    return self.by_fold.mean(axis=1, skipna=False).unstack()[self.scores.pooling.unique()].sort_index()
+    mean = self.by_fold.mean(axis=1, skipna=False)
+    if self.of_words: return mean.rename(self.metric.name).loc[self.scores.representation.unique()].to_frame()
+    return mean.unstack()[self.scores.pooling.unique()].sort_index(ascending=False)
 
 @patch
-def show(self: Probe) -> str: # For a terminal
+def advice(self: Probe) -> list: # Sentences
+    "The head for the best cell, or for the best cell that has one; and what the best score hides."
+    caveat = f"The best of {len(self.by_fold)} is optimistic; each fold's pick by the other folds: {np.mean(self.blind()):.3f}. Frozen features, not fine-tuned ones."
+    if self.of_words: return [caveat]
+    read = self.table().query("recipe != ''").head(1)
+    if self.best or not len(read): return [f"In a recipe: {self.best or 'no head reads one of these cells'}.", caveat]
+    [r] = read.to_dict("records")
+    return [f"In a recipe: no head reads {self.name_of(self.best_cell)}; the best that one reads is "
+            f"{self.name_of((r['layer'], r['pooling']))} ({r['mean']:.3f}), {r['recipe']}.", caveat]
+
+@patch
+def show(self: Probe,
+    width: int = 80, # Characters a line
+) -> str: # For a terminal
     "The scores as text, the top layer first, and what to make of them."
-    found = self.grid().iloc[::-1].round(3).rename_axis(None, axis=1).to_string(na_rep="-")
-    return "\n".join([repr(self), "", found, "", *self.advice(), self.caveat()])
+    found = self.grid().round(3).rename_axis(None, axis=1).to_string(na_rep="-")
+    return "\n".join([fill(repr(self), width), "", found, "", *[fill(line, width) for line in self.advice()]])
 
-@patch
-def advice(self: Probe) -> list: # Lines of text
-    "The head for the best cell; if there is none, for the best cell that has one."
-    usable = self.table().query("recipe != ''")
-    if self.best or not len(usable): return [f"in a recipe: {self.best or 'no head reads one of these cells'}"]
-    cell = usable.iloc[0]
-    return [f"in a recipe: no head reads {self.name_of(self.best_cell)}; the best that one reads is "
-            f"{self.name_of((cell.layer, cell.pooling))} ({cell['mean']:.3f}), {cell.recipe}"]
-
-@patch
-def caveat(self: Probe) -> str:
-    "What the best score hides."
-    return f"The best of {len(self.by_fold)} is optimistic; each fold's pick by the other folds: {np.mean(self.blind()):.3f}. Frozen features, not fine-tuned ones."
-
-# %% ../nbs/2b_probe.ipynb #04c2da4d
+# %% ../nbs/2b_probe.ipynb #881d84f4
 @patch
 def plot(self: Probe,
     ax=None, # Axes to draw on
 ): # matplotlib Axes
-    "A heat map: layers upwards, poolings side by side, the best cell framed."
+    "A heat map, layers upwards and the best cell framed; of words a dot a fold and a bar at their mean."
     import matplotlib.pyplot as plt
-    grid, (layer, pooling) = self.grid(), self.best_cell
     ax = ax or plt.figure(figsize=self._size(), layout="constrained").gca()
+    better = f"{self.metric.name} ({'higher' if self.better > 0 else 'lower'} is better)"
+    (self._dots if self.of_words else self._heat_map)(ax, better)
+    return ax
+
+@patch
+def _size(self: Probe):
+    rows, columns = self.grid().shape
+    return (6.5, 1.0 + .36 * rows) if self.of_words else (2.4 + 1.1 * columns, 1.2 + .36 * rows)
+
+# %% ../nbs/2b_probe.ipynb #882198fc
+@patch
+def _heat_map(self: Probe, ax, label):
+    from matplotlib.patches import Rectangle
+    grid, (layer, pooling) = self.grid().iloc[::-1], self.best_cell
     image = ax.imshow(grid, origin="lower", aspect="auto", cmap="viridis" if self.better > 0 else "viridis_r")
     for (y, x), v in np.ndenumerate(grid.to_numpy()):
         light = np.isnan(v) or sum(image.cmap(image.norm(v))[:3]) > 1.5
         ax.text(x, y, "-" if np.isnan(v) else f"{v:.3f}", ha="center", va="center", color="black" if light else "white")
     at = list(grid).index(pooling) - .48, list(grid.index).index(layer) - .46
-    ax.add_patch(plt.Rectangle(at, .96, .92, fill=False, edgecolor="red", lw=2.5))
+    ax.add_patch(Rectangle(at, .96, .92, fill=False, edgecolor="red", lw=2.5))
     ax.set(xticks=range(grid.shape[1]), xticklabels=list(grid), xlabel="pooling (red: best)", ylabel="layer",
            yticks=range(len(grid)), yticklabels=[n or "embeddings" for n in grid.index])
-    ax.figure.colorbar(image, label=f"{self.metric.name} ({'higher' if self.better > 0 else 'lower'} is better)")
-    return ax
+    ax.figure.colorbar(image, label=label)
 
 @patch
-def _size(self: Probe): return 2.4 + 1.1 * self.grid().shape[1], 1.2 + 0.36 * len(self.grid())
+def _dots(self: Probe, ax, label):
+    f = self.by_fold.iloc[::-1]
+    for y, (_, scores) in enumerate(f.iterrows()):
+        ax.plot(scores, [y] * len(scores), "o", color="tab:blue", alpha=.5, ms=5)
+        ax.plot(scores.mean(), y, "|", color="black", ms=16, mew=2)
+    ax.axvline(np.mean(self.trivial), color="gray", ls=":")
+    ax.set(yticks=range(len(f)), yticklabels=list(f.index), xlabel=f"{label}; dotted: without features")
 
+# %% ../nbs/2b_probe.ipynb #372c50c8
 @patch
 def save(self: Probe,
     out, # Folder
@@ -355,12 +388,7 @@ def save(self: Probe,
     write_whole(Path(out)/"probe.png", picture.getvalue())
     return self
 
-# %% ../nbs/2b_probe.ipynb #9d2b1ae3
-def _coded(labels):
-    "Classes as 0, 1, ... in their order, and how many there are."
-    codes, names = pd.factorize(labels, sort=True)
-    return codes, len(names)
-
+# %% ../nbs/2b_probe.ipynb #e588b250
 def probe_layers(
     table, # DataFrame or file
     model: str = "minilm", # Name or folder
@@ -377,7 +405,7 @@ def probe_layers(
     batch_size: int = 32, # Texts a forward pass
     out=None, # Folder for the features, which the next run reads, table.csv and probe.png
     progress: bool = True, # Show bars on stderr
-) -> Probe:
+) -> Probe: # Of every layer and pooling
     "Score a linear probe on every layer and pooling of a frozen model. Raises `ValueError` or `FileNotFoundError` for bad input."
     table = read_table(table, text, target, group, task)
     task = infer_task(table[target], task)
@@ -386,33 +414,38 @@ def probe_layers(
     features = layer_features(table, model, text, poolings, layers, max_length, batch_size, out, progress)
     found = probe_cells(features, y, classes, splits, metric, progress)
     rows = [(*cell, fold, s) for cell, scores in found.items() if cell for fold, s in enumerate(scores)]
-    probe = Probe(pd.DataFrame(rows, columns=["layer", "pooling", "fold", "score"]), found[None], metric, model, last_layer(model))
+    probe = Probe(pd.DataFrame(rows, columns=["layer", "pooling", "fold", "score"]), found[None], metric, str(model), last_layer(model))
     return probe.save(out) if out else probe
 
-# %% ../nbs/2b_probe.ipynb #42d22b5b
+def _coded(labels):
+    "Classes as 0, 1, ... in their order, and how many there are."
+    codes, names = pd.factorize(labels, sort=True)
+    return codes, len(names)
+
+# %% ../nbs/2b_probe.ipynb #1a5cdcef
 def token_views(
     states: tuple, # L + 1 tensors (..., width), the embeddings first
-) -> dict: # Name -> (..., width), of the concatenation four times as wide
-    "Six ways to make a token's vector of its hidden states; with fewer than four layers, the last four are all layers."
+) -> dict: # Name -> (..., width); the concatenation is up to four times as wide
+    "Six ways to make a token's vector of its hidden states; of fewer than four layers, the last four are all."
     last = states[max(1, len(states) - 4):]
     return {"embeddings": states[0], "last": states[-1], "second to last": states[-2], "sum of all": sum(states[1:]),
             "sum of last 4": sum(last), "concat of last 4": torch.cat(last[::-1], -1)}
 
-# %% ../nbs/2b_probe.ipynb #85150fac
+# %% ../nbs/2b_probe.ipynb #effacb10
 def punctuation_tags(
     text: str, # A text
 ) -> list: # (word, tag) pairs; the tag of the last word is None
-    "The words in lower case, and after each what stood there: 'stop' (. ! ?), 'comma' (, ; :) or 'none'."
+    "The words in lower case, each with what stood behind it: 'stop' (. ! ?), 'comma' (, ; :) or 'none'."
     words = list(re.finditer(r"[^\W_]+(?:['’.,-][^\W_]+)*", text))
     gaps = [text[a.end():b.start()] for a, b in zip(words, words[1:])]
     tag = lambda gap: "stop" if set(gap) & set(".!?") else "comma" if set(gap) & set(",;:") else "none"
     return list(zip([w[0].lower() for w in words], [*map(tag, gaps), None]))
 
-# %% ../nbs/2b_probe.ipynb #87b36bf8
+# %% ../nbs/2b_probe.ipynb #f57e1240
 def _tagged(table, text, group, tags, encoder, tokenizer, max_length):
     "The texts as rows for the encoder, and their tagged words: row, group, token (the word's first), word, tag."
     from advft.train import longest_input
-    if not tokenizer.is_fast: raise ValueError(f"probing tokens needs a fast tokenizer, which knows where words begin; {type(tokenizer).__name__} is none")
+    if not tokenizer.is_fast: raise ValueError(f"probing words needs a fast tokenizer, which knows where words begin, got {type(tokenizer).__name__}")
     rows, words, room = [], [], longest_input(max_length, tokenizer, encoder)
     for i, value in enumerate(table[text]):
         pairs = tags(value)
@@ -424,56 +457,25 @@ def _tagged(table, text, group, tags, encoder, tokenizer, max_length):
     if len(words): return [dict(r) for r in rows], words.astype(dict(token=int))
     raise ValueError("`tags` must tag a word or more of the texts, but there is none within `max_length`")
 
+# %% ../nbs/2b_probe.ipynb #96cabad2
 def _sample_tags(words, most, seed):
     "At most so many words of each tag, at random, in their order."
     return words.sample(frac=1, random_state=seed).groupby("tag", sort=False).head(most).sort_index().reset_index(drop=True)
 
-def _token_features(rows, words, encoder, tokenizer, batch_size, progress):
+def _word_features(rows, words, encoder, tokenizer, batch_size, progress):
     "Name -> (words, width), from the texts that hold any of these words."
     found, of_row = {}, words.groupby("row").indices
     texts = list(of_row)
-    def keep(at, states, batch):
+    def _keep(at, states, batch):
         mask = token_mask(states[0], batch.get("attention_mask"))
-        b, w = map(np.concatenate, zip(*[(np.full(len(own), k), own) for k, i in enumerate(at) for own in [of_row[texts[i]]]]))
+        w = np.concatenate([of_row[texts[i]] for i in at])
+        b = np.repeat(np.arange(len(at)), [len(of_row[texts[i]]) for i in at])
         for name, x in token_views(tuple(to_front(h, mask)[0][b, words.token.to_numpy()[w]] for h in states)).items():
             found.setdefault(name, np.zeros((len(words), x.shape[-1]), np.float32))[w] = x.cpu().numpy()
-    _once([rows[i] for i in texts], encoder, tokenizer, batch_size, keep, progress)
+    _once([rows[i] for i in texts], encoder, tokenizer, batch_size, _keep, progress)
     return found
 
-# %% ../nbs/2b_probe.ipynb #6122f392
-class TokenProbe(Probe):
-    "Scores of linear probes on frozen token features; a cell is a representation."
-
-@patch
-def head(self: TokenProbe, cell): "None: a recipe's heads make one vector a text."; return None
-@patch
-def name_of(self: TokenProbe, cell): "The representation."; return cell
-@patch
-def advice(self: TokenProbe): "None to give."; return []
-@patch
-def grid(self: TokenProbe): "A row a representation, as they were made."; return self.by_fold.mean(axis=1, skipna=False).to_frame(self.metric.name).loc[self.scores.representation.unique()]
-@patch
-def table(self: TokenProbe): "As for `Probe`, without recipes."; return Probe.table(self).drop(columns="recipe")
-
-@patch
-def plot(self: TokenProbe,
-    ax=None, # Axes to draw on
-): # matplotlib Axes
-    "A dot a fold, a bar at their mean, a dotted line without features."
-    import matplotlib.pyplot as plt
-    f = self.by_fold.iloc[::-1]
-    ax = ax or plt.figure(figsize=self._size(), layout="constrained").gca()
-    for y, (_, scores) in enumerate(f.iterrows()):
-        ax.plot(scores, [y] * len(scores), "o", color="tab:blue", alpha=.5, ms=5)
-        ax.plot(scores.mean(), y, "|", color="black", ms=16, mew=2)
-    ax.axvline(np.mean(self.trivial), color="gray", ls=":")
-    ax.set(yticks=range(len(f)), yticklabels=list(f.index), xlabel=f"{self.metric.name} ({'higher' if self.better > 0 else 'lower'} is better); dotted: without features")
-    return ax
-
-@patch
-def _size(self: TokenProbe): return 6.5, 1.0 + 0.36 * len(self.by_fold)
-
-# %% ../nbs/2b_probe.ipynb #5c2a94ee
+# %% ../nbs/2b_probe.ipynb #9bb5a051
 def probe_tokens(
     table=None, # DataFrame or file; None: the embedded passages, grouped by topic
     model: str = "minilm", # Name or folder
@@ -487,15 +489,16 @@ def probe_tokens(
     max_length: int = 256, # Tokens; words beyond are left out
     batch_size: int = 32, # Texts a forward pass
     progress: bool = True, # Show bars on stderr
-) -> TokenProbe:
-    "Score a linear probe on six representations of single words, on tags made from the texts. Raises `ValueError` for bad input."
+) -> Probe: # Of six representations
+    "Score a linear probe on representations of single words, on tags made from the texts. Raises `ValueError` for bad input."
     if table is None: table, group = leveled_passages(), group or "topic"
-    table = read_table(table, text, target=None, group=group)
+    table, batch_size = read_table(table, text, target=None, group=group), check_in("batch_size", batch_size, "[1, inf)", int)
+    words, max_length = check_in("words", words, "[2, inf)", int), check_in("max_length", max_length, "[3, inf)", int)
     encoder, tokenizer = frozen_encoder(model)
-    rows, tagged = _tagged(table, text, group, tags, encoder, tokenizer, check_in("max_length", max_length, "[3, inf)", int))
-    tagged = _sample_tags(tagged, check_in("words", words, "[2, inf)", int), seed)
+    rows, tagged = _tagged(table, text, group, tags, encoder, tokenizer, max_length)
+    tagged = _sample_tags(tagged, words, seed)
     metric, splits = metric_for("multiclass", metric), split_folds(tagged, folds, seed, "group", "tag", "classification")
-    features = _token_features(rows, tagged, encoder, tokenizer, check_in("batch_size", batch_size, "[1, inf)", int), progress)
+    features = _word_features(rows, tagged, encoder, tokenizer, batch_size, progress)
     found = probe_cells(features, *_coded(tagged.tag), splits, metric, progress)
     scores = [(cell, fold, s) for cell, scores in found.items() if cell for fold, s in enumerate(scores)]
-    return TokenProbe(pd.DataFrame(scores, columns=["representation", "fold", "score"]), found[None], metric, model, last_layer(model))
+    return Probe(pd.DataFrame(scores, columns=["representation", "fold", "score"]), found[None], metric, str(model), last_layer(model))
