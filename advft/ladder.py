@@ -227,7 +227,7 @@ class Trial:
     name: str # the rung's
     description: str # the rung's JSON
     fold: int # 0-based
-    seed: int # drives every random choice
+    seed: int # drives every random choice; or three, for weights, order and dropout
     @property
     def digest(self) -> str:
         "The name of its files."
@@ -541,10 +541,14 @@ def scores(self: Ladder,
 ) -> pd.DataFrame: # Rows (fold, seed), a column a rung; NaN where a trial failed or is missing
     "The score of each trial."
     value = lambda t: t["scores"].get(part, {}).get(self.metric)
-    rows = {(t["fold"], t["seed"], t["rung"], json.dumps(t["recipe"])): value(t) for t in self.trials}
-    cells = sorted({k[:2] for k in rows})
+    rows = {(t["fold"], _seed(t), t["rung"], json.dumps(t["recipe"])): value(t) for t in self.trials}
+    cells = sorted({k[:2] for k in rows}, key=lambda c: (c[0], c[1] if isinstance(c[1], tuple) else (c[1],) * 3))
     found = {name: [rows.get((*cell, name, recipe)) for cell in cells] for name, recipe in self.rungs}
     return pd.DataFrame(found, index=pd.MultiIndex.from_tuples(cells, names=["fold", "seed"]), dtype=float)
+
+def _seed(trial):
+    "A trial's seed; JSON makes lists of tuples."
+    return tuple(trial["seed"]) if isinstance(trial["seed"], list) else trial["seed"]
 
 @patch
 def table(self: Ladder) -> pd.DataFrame:
@@ -576,9 +580,9 @@ def predictions(self: Ladder,
     found = []
     for t in self.trials:
         if t["error"]: continue
-        digest = Trial(t["rung"], json.dumps(t["recipe"]), t["fold"], t["seed"]).digest
+        digest = Trial(t["rung"], json.dumps(t["recipe"]), t["fold"], _seed(t)).digest
         rows = pd.read_csv(self.out/"trials"/f"{digest}.csv", keep_default_na=False).query("part == @part").drop(columns="part")
-        found.append(rows.assign(rung=t["rung"], fold=t["fold"], seed=t["seed"]))
+        found.append(rows.assign(rung=t["rung"], fold=t["fold"], seed=[_seed(t)] * len(rows)))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["row", "truth", "prediction", "rung", "fold", "seed"])
 
 # %% ../nbs/71_ladder.ipynb #29adda3e
@@ -766,7 +770,7 @@ def run_ladder(
     table=None, # A DataFrame or a file; None takes the embedded passages
     rungs=None, # A dict or list of rungs; None: trivial ones and the published ladder
     folds=5, # Number of folds, or a column that numbers them
-    seeds=(0,), # A trial for each
+    seeds=(0,), # A trial for each; (weights, order, dropout) for a seed of each source
     model: str = "minilm", # For rungs that name none
     out=None, # Folder; None: runs/<the table's name>
     jobs: int = None, # Worker processes; None: one a core
@@ -774,6 +778,7 @@ def run_ladder(
     retry: bool = False, # Run failed trials again
     progress=True, # Show a progress bar; or a function (finished, total, trial)
     posts: bool = False, # Also keep the best score over all looks at the test part, as the posts report it
+    only=None, # Which of the folds to run, numbered from 0; None: all
 ) -> Ladder: # Also on disk: table.csv, ladder.png, a JSON and predictions a trial
     "Fit every rung on every fold with every seed, and compare. Raises `ValueError` or `FileNotFoundError` for bad input."
     if table is None: table, group, out = leveled_passages(), group or "topic", out or "runs/passages"
@@ -790,7 +795,8 @@ def run_ladder(
         if isinstance(own := getattr(rung, "model", 0), (str, Path, type(None))): check_tokenizer(own or folder)
     labels = None if task == "regression" else list(table[target].cat.categories)
     out, config = Path(out or f"runs/{stem}"), ladder_config(table, folder, folds, group, task, posts)
-    work = [(with_model(r, folder), Trial(n, json.dumps(describe(r)), f, s)) for s in seeds for f in range(len(splits)) for n, r in rungs.items()]
+    chosen = range(len(splits)) if only is None else [check_in("only", f, f"[0, {len(splits) - 1}]", int) for f in only]
+    work = [(with_model(r, folder), Trial(n, json.dumps(describe(r)), f, s)) for s in seeds for f in chosen for n, r in rungs.items()]
     open_folder(out, config)
     job = Job((out/"trials").absolute(), table, splits, task, labels, str(folder), max(1, cores // jobs), posts)
     climb(job, work, jobs, retry, progress)
@@ -798,10 +804,11 @@ def run_ladder(
 
 # %% ../nbs/71_ladder.ipynb #1dd3ba72
 def check_seeds(
-    seeds, # Whole numbers
+    seeds, # Whole numbers, or triples of them
 ) -> list: # The seeds, in the order given
     "Raise `ValueError` unless these are different whole numbers, 0 or more."
-    found = [check_in("seeds", s, "[0, inf)", int) for s in ([seeds] if isinstance(seeds, int) else seeds)]
+    check = lambda s: tuple(map(check, s)) if isinstance(s, (tuple, list)) and len(s) == 3 else check_in("seeds", s, "[0, inf)", int)
+    found = [check(s) for s in ([seeds] if isinstance(seeds, int) else seeds)]
     if not found or len(set(found)) < len(found): raise ValueError(f"`seeds` must be one or more different numbers, got {list(seeds)}")
     return found
 

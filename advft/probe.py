@@ -7,9 +7,10 @@ __all__ = ['PENALTIES', 'STRENGTHS', 'last_layer', 'frozen_encoder', 'all_states
            'layer_features', 'probe_fold', 'probe_cells', 'Probe', 'probe_layers', 'token_views', 'punctuation_tags',
            'probe_tokens']
 
-# %% ../nbs/2b_probe.ipynb #e2b9dbe5
+# %% ../nbs/2b_probe.ipynb #f3127e7a
 import hashlib, inspect, io, json, re, sys, warnings
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from textwrap import fill
 
@@ -106,7 +107,7 @@ def features_digest(
     texts = table[text_columns(text, table.columns)].to_numpy().tolist()
     return hashlib.sha256(json.dumps([about, texts]).encode()).hexdigest()[:16]
 
-# %% ../nbs/2b_probe.ipynb #c381247c
+# %% ../nbs/2b_probe.ipynb #7dba8234
 def _encode(table, model, text, poolings, layers, max_length, batch_size, progress):
     "(layer, pooling) -> (n, width), without a cache."
     from advft.train import longest_input, tokenise
@@ -121,6 +122,7 @@ def _encode(table, model, text, poolings, layers, max_length, batch_size, progre
 
 def _write_features(path, found):
     from safetensors.numpy import save
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, save({f"{n} {p}": x for (n, p), x in found.items()}))
 
 def _read_features(path, layers, poolings):
@@ -131,7 +133,7 @@ def _read_features(path, layers, poolings):
     except (OSError, SafetensorError): return None
     return {(n, p): found[f"{n} {p}"] for n in layers for p in poolings}
 
-# %% ../nbs/2b_probe.ipynb #efb493f3
+# %% ../nbs/2b_probe.ipynb #5942a9cb
 def layer_features(
     table, # DataFrame or file with the text columns
     model: str = "minilm", # Name or folder
@@ -146,27 +148,25 @@ def layer_features(
     "Pooled features of the frozen encoder at every layer, from one pass. Raises `ValueError` for bad input."
     table, top = read_table(table, text, target=None), last_layer(model)
     poolings, layers = _several("poolings", poolings), _several("layers", range(top + 1) if layers is None else layers)
-    for n in layers: check_in("layers", n, f"[0, {top}]", int)
-    for k, v in dict(max_length=max_length, batch_size=batch_size).items(): check_in(k, v, "[1, inf)", int)
-    store = out and _folder(out)/f"features-{features_digest(table, model, text, poolings, layers, max_length)}.safetensors"
+    layers = [check_in("layers", n, f"[0, {top}]", int) for n in layers]
+    max_length, batch_size = check_in("max_length", max_length, "[3, inf)", int), check_in("batch_size", batch_size, "[1, inf)", int)
+    store = out and _checked(out)/f"features-{features_digest(table, model, text, poolings, layers, max_length)}.safetensors"
     if store and (found := _read_features(store, layers, poolings)): return found
     found = _encode(table, model, text, poolings, layers, max_length, batch_size, progress)
     if store: _write_features(store, found)
     return found
 
-# %% ../nbs/2b_probe.ipynb #fe7f8a6a
+# %% ../nbs/2b_probe.ipynb #1ea0c8ae
 def _several(name, values):
     "A list of one or more different values; a single one may stand alone."
-    found = [values] if isinstance(values, (str, int)) else list(values)
+    found = [values] if isinstance(values, (str, int, np.integer)) else list(values)
     if found and len(set(found)) == len(found): return found
     raise ValueError(f"`{name}` must hold one or more different values, got {values!r}")
 
-def _folder(out):
-    "The folder, made if need be."
-    out = Path(out)
-    if out.exists() and not out.is_dir(): raise ValueError(f"`out` must be a folder, and {out} is a file; choose another")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+def _checked(out):
+    "The path of a folder that there is, or can be."
+    if not Path(out).is_file(): return Path(out)
+    raise ValueError(f"`out` must be a folder, and {out} is a file; choose another")
 
 # %% ../nbs/2b_probe.ipynb #df298f22
 PENALTIES = np.logspace(-2, 5, 15) # of the ridge, on standardised features
@@ -243,7 +243,7 @@ class Probe:
         "Whether the cells are representations of words."
         return "representation" in self.scores
 
-# %% ../nbs/2b_probe.ipynb #76209c04
+# %% ../nbs/2b_probe.ipynb #ac606115
 @patch(as_prop=True)
 def by_fold(self: Probe) -> pd.DataFrame:
     "A row a cell, best first, and a column a fold."
@@ -258,19 +258,20 @@ def best_cell(self: Probe):
 
 @patch(as_prop=True)
 def best(self: Probe):
-    "The best cell as a term of a recipe, or None if no head reads it."
+    "The best cell as a term of a recipe; None for words."
     return self.head(self.best_cell)
 
-# %% ../nbs/2b_probe.ipynb #cd629d43
+# %% ../nbs/2b_probe.ipynb #b128c930
 @patch
 def head(self: Probe,
     cell, # (layer, pooling)
-): # Text such as "pooling('mean')", or None
-    "The term of a recipe whose head reads this cell, if there is one."
+): # Text such as "pooling('mean')"; None for words
+    "The term of a recipe whose head reads this cell."
     if self.of_words: return None # a head makes one vector of a text
-    k = self.layers - cell[0] + 1
-    if k == 1: return str(Pooling(cell[1]))
-    return str(Pooling("layer_cls", k=k)) if cell[1] == "cls" else None
+    (layer, pooling), top = cell, self.layers
+    if layer == top: return str(Pooling(pooling))
+    own = dict(name="layer_cls") if pooling == "cls" else dict(name="layer", base=pooling)
+    return str(Pooling(**own, k=top - layer + 1))
 
 @patch
 def table(self: Probe) -> pd.DataFrame: # Differences are paired by fold, and a negative one is worse
@@ -278,7 +279,7 @@ def table(self: Probe) -> pd.DataFrame: # Differences are paired by fold, and a 
     f = self.by_fold
     behind, mean = self.better * (f - f.iloc[0]), lambda d: d.mean(axis=1, skipna=False)
     found = pd.DataFrame({"mean": mean(f), "sd": f.std(axis=1), "diff_best": mean(behind), "diff_sd": behind.std(axis=1)})
-    heads = {} if self.of_words else dict(recipe=[self.head(cell) or "" for cell in f.index])
+    heads = {} if self.of_words else dict(recipe=[self.head(cell) for cell in f.index])
     return found.assign(**heads).reset_index()
 
 # %% ../nbs/2b_probe.ipynb #31733218
@@ -289,7 +290,7 @@ def blind(self: Probe) -> list: # One score a fold
     chosen = {fold: (self.better * f.drop(columns=fold).mean(axis=1, skipna=False)).idxmax() for fold in f}
     return [float(f.loc[cell, fold]) for fold, cell in chosen.items()]
 
-# %% ../nbs/2b_probe.ipynb #05f8f61a
+# %% ../nbs/2b_probe.ipynb #9ada827f
 @patch
 def name_of(self: Probe,
     cell, # (layer, pooling), or a word's representation
@@ -300,13 +301,13 @@ def name_of(self: Probe,
 @patch
 def __repr__(self: Probe):
     f, direction = self.by_fold, "higher" if self.better > 0 else "lower"
-    return (f"{self.model}: {len(f)} probes, {self.metric.name} over {f.shape[1]} folds ({direction} is better); "
+    return (f"{self.model}: {len(f)} probe{'s' * (len(f) > 1)}, {self.metric.name} over {f.shape[1]} folds ({direction} is better); "
             f"best {self.name_of(self.best_cell)} {f.iloc[0].mean():.3f}, without features {np.mean(self.trivial):.3f}")
 
 @patch
-def _repr_html_(self: Probe): return f"<p>{self!r}</p>" + self.table().head(5).round(3).to_html(index=False)
+def _repr_html_(self: Probe): return f"<p>{escape(repr(self))}</p>" + self.table().head(5).round(3).to_html(index=False)
 
-# %% ../nbs/2b_probe.ipynb #a66ce351
+# %% ../nbs/2b_probe.ipynb #ec69e48c
 @patch
 def grid(self: Probe) -> pd.DataFrame: # A row a layer, the top one first, and a column a pooling; of words one column
     "The mean of each cell."
@@ -316,14 +317,10 @@ def grid(self: Probe) -> pd.DataFrame: # A row a layer, the top one first, and a
 
 @patch
 def advice(self: Probe) -> list: # Sentences
-    "The head for the best cell, or for the best cell that has one; and what the best score hides."
-    caveat = f"The best of {len(self.by_fold)} is optimistic; each fold's pick by the other folds: {np.mean(self.blind()):.3f}. Frozen features, not fine-tuned ones."
-    if self.of_words: return [caveat]
-    read = self.table().query("recipe != ''").head(1)
-    if self.best or not len(read): return [f"In a recipe: {self.best or 'no head reads one of these cells'}.", caveat]
-    [r] = read.to_dict("records")
-    return [f"In a recipe: no head reads {self.name_of(self.best_cell)}; the best that one reads is "
-            f"{self.name_of((r['layer'], r['pooling']))} ({r['mean']:.3f}), {r['recipe']}.", caveat]
+    "The head for the best cell, and what the best score hides."
+    n, head = len(self.by_fold), [] if self.of_words else [f"Best in a recipe: {self.best}."]
+    many = f"The best of {n} scores is optimistic; each fold's pick by the other folds: {np.mean(self.blind()):.3f}. "
+    return head + [many * (n > 1) + "These are frozen features, not fine-tuned ones."]
 
 @patch
 def show(self: Probe,
@@ -350,7 +347,7 @@ def _size(self: Probe):
     rows, columns = self.grid().shape
     return (6.5, 1.0 + .36 * rows) if self.of_words else (2.4 + 1.1 * columns, 1.2 + .36 * rows)
 
-# %% ../nbs/2b_probe.ipynb #882198fc
+# %% ../nbs/2b_probe.ipynb #e98edf61
 @patch
 def _heat_map(self: Probe, ax, label):
     from matplotlib.patches import Rectangle
@@ -372,7 +369,7 @@ def _dots(self: Probe, ax, label):
         ax.plot(scores, [y] * len(scores), "o", color="tab:blue", alpha=.5, ms=5)
         ax.plot(scores.mean(), y, "|", color="black", ms=16, mew=2)
     ax.axvline(np.mean(self.trivial), color="gray", ls=":")
-    ax.set(yticks=range(len(f)), yticklabels=list(f.index), xlabel=f"{label}; dotted: without features")
+    ax.set(yticks=range(len(f)), yticklabels=list(f.index), ylim=(-.6, len(f) - .4), xlabel=f"{label}; dotted: without features")
 
 # %% ../nbs/2b_probe.ipynb #372c50c8
 @patch

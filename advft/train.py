@@ -533,12 +533,13 @@ def versions() -> dict:
 
 # %% ../nbs/02_train.ipynb #aeb98872
 def seed_streams(
-    seed: int, # 0 or more
+    seed, # 0 or more; or three, for new weights, data order and dropout each
 ) -> dict: # weights, order, dropout: a seed each
-    "Independent seeds for new weights, data order and dropout."
-    check_in("seed", seed, "[0, inf)", int)
-    drawn = np.random.SeedSequence(seed).generate_state(3)
-    return dict(zip(("weights", "order", "dropout"), (int(s) for s in drawn)))
+    "Independent seeds for new weights, data order and dropout; (1, 1, 1) is 1."
+    seeds = seed if isinstance(seed, tuple) else (seed,) * 3
+    if len(seeds) != 3: raise ValueError(f"`seed` must be a whole number, or three for weights, order and dropout, got {seed!r}")
+    drawn = [np.random.SeedSequence(check_in("seed", s, "[0, inf)", int)).generate_state(3)[i] for i, s in enumerate(seeds)]
+    return dict(zip(("weights", "order", "dropout"), map(int, drawn)))
 
 # %% ../nbs/02_train.ipynb #34fbfb16
 class StopAtNaN(TrainerCallback):

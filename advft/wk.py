@@ -30,6 +30,29 @@ def layer_neighbours(
     found = [below + layers[k + 1:k + window + 1] for k, below in enumerate(left)]
     return torch.tensor([f + [states] * (2 * window - len(f)) for f in found])
 
+# %% ../nbs/29_wk.ipynb #c64cc3d8
+def layer_gram(
+    states, # Of (batch, tokens, width), a tensor a layer
+) -> torch.Tensor: # (layers, layers, batch, tokens); float64, but on devices that have none
+    "The inner products of each token's vectors, from those of the first one and the steps between layers."
+    first, layers = states[0], len(states)
+    numbers = 2 ** 18 * torch.get_num_threads() if first.device.type == "cpu" else 2 ** 27 # at a time: what the cores' caches hold
+    found = []
+    for block in zip(*(in_float(h).flatten(0, 1).split(max(1, numbers // (layers * first.shape[-1]))) for h in states)):
+        steps = torch.stack([block[0], *(b - a for a, b in zip(block, block[1:]))], 1)
+        found.append(steps @ steps.mT)
+    wide = torch.cat(found).to(torch.float32 if first.device.type == "mps" else torch.float64).cumsum(1).cumsum(2)
+    return wide.flatten(1).T.reshape(layers, layers, *first.shape[:2])
+
+# %% ../nbs/29_wk.ipynb #6e536dbd
+def layer_cosines(
+    gram: torch.Tensor, # (layers, layers, ...), inner products
+) -> torch.Tensor: # (layers, layers, ...); 0 wherever a vector is 0
+    "The cosines between a token's vectors."
+    square = gram.diagonal().movedim(-1, 0)
+    scale = torch.where(square > 0, square, torch.inf).rsqrt()
+    return gram * (scale[:, None] * scale)
+
 # %% ../nbs/29_wk.ipynb #62e4b899
 def _tiny(x): return 64 * torch.finfo(x.dtype).eps # of a cosine or a residual, less than this is rounding
 
@@ -43,33 +66,6 @@ def _shares(x, of, dim):
     total = x.sum(dim, keepdim=True)
     equal = of / of.sum(dim, keepdim=True).clamp(min=1)
     return torch.where(total == 0, equal, x / torch.where(total == 0, torch.inf, total))
-
-# %% ../nbs/29_wk.ipynb #68f0e904
-def layer_gram(
-    states, # Of (batch, tokens, width), a tensor a layer
-) -> torch.Tensor: # (layers, layers, batch, tokens); float64, but on devices that have none
-    "The inner products of each token's vectors, summed in float64."
-    first, layers = states[0], len(states)
-    wide = torch.float32 if first.device.type == "mps" else torch.float64
-    numbers = 2 ** 18 * torch.get_num_threads() if first.device.type == "cpu" else 2 ** 27 # at a time: what the cores' caches hold
-    blocks = zip(*(h.flatten(0, 1).split(max(1, numbers // (layers * first.shape[-1]))) for h in states))
-    found = torch.cat([_products(torch.stack(block, 1).to(wide)) for block in blocks])
-    return found.flatten(1).T.reshape(layers, layers, *first.shape[:2])
-
-def _products(x):
-    "`x @ x.mT` at three quarters of the cost: the lower left corner is the upper right one."
-    half = x.shape[1] // 2 + 1
-    upper, corner = x[:, :half] @ x.mT, x[:, half:] @ x[:, half:].mT
-    return torch.cat([upper, torch.cat([upper[:, :, half:].mT, corner], 2)], 1)
-
-# %% ../nbs/29_wk.ipynb #6e536dbd
-def layer_cosines(
-    gram: torch.Tensor, # (layers, layers, ...), inner products
-) -> torch.Tensor: # (layers, layers, ...); 0 wherever a vector is 0
-    "The cosines between a token's vectors."
-    square = gram.diagonal().movedim(-1, 0)
-    scale = torch.where(square > 0, square, torch.inf).rsqrt()
-    return gram * (scale[:, None] * scale)
 
 # %% ../nbs/29_wk.ipynb #15691bdd
 def left_over(
