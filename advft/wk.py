@@ -30,19 +30,37 @@ def layer_neighbours(
     found = [below + layers[k + 1:k + window + 1] for k, below in enumerate(left)]
     return torch.tensor([f + [states] * (2 * window - len(f)) for f in found])
 
-# %% ../nbs/29_wk.ipynb #c64cc3d8
+# %% ../nbs/29_wk.ipynb #67fbeea3
 def layer_gram(
     states, # Of (batch, tokens, width), a tensor a layer
 ) -> torch.Tensor: # (layers, layers, batch, tokens); float64, but on devices that have none
-    "The inner products of each token's vectors, from those of the first one and the steps between layers."
-    first, layers = states[0], len(states)
-    numbers = 2 ** 18 * torch.get_num_threads() if first.device.type == "cpu" else 2 ** 27 # at a time: what the cores' caches hold
-    found = []
-    for block in zip(*(in_float(h).flatten(0, 1).split(max(1, numbers // (layers * first.shape[-1]))) for h in states)):
-        steps = torch.stack([block[0], *(b - a for a, b in zip(block, block[1:]))], 1)
-        found.append(steps @ steps.mT)
-    wide = torch.cat(found).to(torch.float32 if first.device.type == "mps" else torch.float64).cumsum(1).cumsum(2)
-    return wide.flatten(1).T.reshape(layers, layers, *first.shape[:2])
+    "The inner products of each token's vectors, summed in float64."
+    found = _Gram.apply(*(h.flatten(0, 1) for h in states))
+    return found.flatten(1).T.reshape(len(states), len(states), *states[0].shape[:2])
+
+class _Gram(torch.autograd.Function):
+    "(tokens, layers, layers); by hand, so that the float64 copies take one block's memory and nothing of them is kept."
+    @staticmethod
+    def forward(ctx, *states):
+        ctx.save_for_backward(*states)
+        first, half = states[0], len(states) // 2 + 1
+        numbers = 2 ** 19 * torch.get_num_threads() if first.device.type == "cpu" else 2 ** 27 # at a time: what the cores' caches hold
+        size = max(1, numbers // (len(states) * first.shape[-1]))
+        copies = first.new_empty(len(states), min(size, len(first)), first.shape[-1], dtype=torch.float32 if first.device.type == "mps" else torch.float64)
+        found = [_products(copies, block, half) for block in zip(*(h.split(size) for h in states))]
+        upper, corner = map(torch.cat, zip(*found))
+        return torch.cat([upper, torch.cat([upper[:, :, half:].mT, corner], 2)], 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x = in_float(torch.stack(ctx.saved_tensors, 1))
+        return ((grad + grad.mT).to(x.dtype) @ x).to(ctx.saved_tensors[0].dtype).unbind(1)
+
+def _products(copies, block, half):
+    "The table's upper rows and lower right corner; the lower left one is the upper right one."
+    for copy, h in zip(copies, block): copy[:len(h)].copy_(h)
+    x = copies[:, :len(block[0])].transpose(0, 1)
+    return x[:, :half] @ x.mT, x[:, half:] @ x[:, half:].mT
 
 # %% ../nbs/29_wk.ipynb #6e536dbd
 def layer_cosines(
@@ -133,7 +151,7 @@ class WKPooling(nn.Module):
         with torch.autocast(kept.device.type, enabled=False): # weights in half precision would be no weights
             return self.weighted(states, kept).to(states[-1].dtype)
 
-# %% ../nbs/29_wk.ipynb #baa8eec6
+# %% ../nbs/29_wk.ipynb #dc70e8c6
 @patch
 def weights(self: WKPooling,
     gram: torch.Tensor, # (layers, layers, batch, tokens), from `layer_gram`
@@ -147,7 +165,7 @@ def weights(self: WKPooling,
 @patch
 def weighted(self: WKPooling, states, kept):
     gram = layer_gram(states)
-    if not gram.isfinite().all(): # then so is the padding, and 0 times it would be no 0
+    if not gram.sum().isfinite(): # then so is the padding, and 0 times it would be no 0
         states = [h.masked_fill(~kept[..., None], 0.0) for h in states]
         gram = layer_gram(states)
     weights = self.weights(gram, kept)

@@ -33,12 +33,13 @@ def head(name, knobs={}, dtype=torch.float32):
     return made
 
 
-def texts(lengths, dtype=torch.float32):
-    "Unpadded texts: hidden states (layers + 1, tokens, width) and ids each, the same for the same length."
+def texts(lengths, dtype=torch.float32, related=True):
+    "Unpadded texts: hidden states (layers + 1, tokens, width) and ids each, the same for the same length; layers may have nothing in common."
     found = []
     for n in lengths:
         g = torch.Generator().manual_seed(n)
-        states = torch.randn(1, n, CONFIG.hidden_size, generator=g, dtype=torch.float64).cumsum(0) + torch.randn(LAYERS + 1, n, CONFIG.hidden_size, generator=g, dtype=torch.float64).cumsum(0)
+        states = torch.randn(LAYERS + 1, n, CONFIG.hidden_size, generator=g, dtype=torch.float64)
+        if related: states = states.cumsum(0) + torch.randn(1, n, CONFIG.hidden_size, generator=g, dtype=torch.float64)
         ids = torch.randint(5, 50, (n,), generator=g); ids[0], ids[-1] = 2, 3
         found.append((states.to(dtype), ids, (torch.arange(n) >= n // 2).long()))
     return found
@@ -61,11 +62,12 @@ def apart(a, b):
     return ((a - b).abs().amax(-1) / b.abs().amax(-1).clamp(min=1e-30)).max().item()
 
 
+@pytest.mark.parametrize("related", [True, False], ids=["related", "unrelated"])
 @pytest.mark.parametrize("dtype", EPS, ids=str)
 @pytest.mark.parametrize("name, knobs", MODES, ids=LABELS)
-def test_padding_and_mates_change_nothing(name, knobs, dtype):
+def test_padding_and_mates_change_nothing(name, knobs, dtype, related):
     made, lengths, eps = head(name, knobs, dtype), [9, 4, 2, 1, 6, 3], (WK if name == "wk" else EPS)[dtype]
-    rows = texts(lengths, dtype)
+    rows = texts(lengths, dtype, related)
     with torch.no_grad():
         alone = torch.cat([made(*a, **k) for a, k in (batch([r], len(r[1]), "right") for r in rows)])
         assert alone.shape == (len(rows), made.width) and alone.isfinite().all() and alone.dtype == dtype
