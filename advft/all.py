@@ -32,6 +32,13 @@ from .layer_attention import *
 from .wk import *
 from .aggregation import *
 from .probe import *
+from .debias import *
+from .mixout import *
+from .prior_decay import *
+from .madgrad import *
+from .lookahead import *
+from .lr_finder import *
+from .seeds import *
 from .ladder import *
 
 # %% ../nbs/73_all.ipynb #acd6b8c0
