@@ -24,7 +24,7 @@ def bias_ratio(
     "How many times too long Adam's step t is without bias correction, whatever the gradients."
     return (1 - betas[0] ** step) / (1 - betas[1] ** step) ** 0.5
 
-# %% ../nbs/30_debias.ipynb #04f4a7a2
+# %% ../nbs/30_debias.ipynb #46e2957b
 class BertAdam(torch.optim.Optimizer):
     "Adam without bias correction and with decoupled decay, as BERT was released with: to show what it does, not to train with."
     def __init__(self,
@@ -45,17 +45,6 @@ class BertAdam(torch.optim.Optimizer):
         for beta in given["betas"]: check_in("betas", beta, "[0, 1)")
         super().add_param_group(group)
 
-    @torch.no_grad()
-    def step(self,
-        closure=None, # Computes the loss again
-    ): # The closure's loss
-        "One step of every parameter that has a gradient. Raises `ValueError` for a sparse one."
-        with torch.enable_grad(): loss = None if closure is None else closure()
-        todo = [(p, g) for g in self.param_groups for p in g["params"] if p.grad is not None]
-        if any(p.grad.is_sparse for p, _ in todo): raise ValueError("BertAdam takes dense gradients, got a sparse one; make the embedding with sparse=False")
-        for p, group in todo: self._update(p, group)
-        return loss
-
 # %% ../nbs/30_debias.ipynb #afbe96fd
 @patch
 def _averages(self: BertAdam, p):
@@ -75,7 +64,20 @@ def _update(self: BertAdam, p, group):
     if group["weight_decay"] > 0: update += group["weight_decay"] * p
     p -= group["lr"] * update
 
-# %% ../nbs/30_debias.ipynb #2b1d5c38
+# %% ../nbs/30_debias.ipynb #68c5dd70
+@patch
+@torch.no_grad()
+def step(self: BertAdam,
+    closure=None, # Computes the loss again
+): # The closure's loss
+    "One step of every parameter that has a gradient. Raises `ValueError` for a sparse one."
+    with torch.enable_grad(): loss = None if closure is None else closure()
+    todo = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+    if any(p.grad.is_sparse for p, _ in todo): raise ValueError("BertAdam takes dense gradients, got a sparse one; make the embedding with sparse=False")
+    for p, group in todo: self._update(p, group)
+    return loss
+
+# %% ../nbs/30_debias.ipynb #06c4c14e
 OPTIMIZERS = {} # name -> class; the module of an optimizer adds it
 _DEFAULTS = {} # name -> our defaults where they are not the class's own
 
@@ -85,6 +87,7 @@ def register_optimizer(
 ): # A decorator for a class built as `cls(groups, lr=..., weight_decay=..., **knobs)`
     "Make a class of torch optimizers known by a name."
     def put(cls):
+        "Note the class, and give it back."
         OPTIMIZERS[name], _DEFAULTS[name] = cls, defaults
         return cls
     return put
@@ -94,7 +97,7 @@ register_optimizer("sgd")(torch.optim.SGD)
 register_optimizer("radam", decoupled_weight_decay=True)(torch.optim.RAdam)
 register_optimizer("bert_adam")(BertAdam);
 
-# %% ../nbs/30_debias.ipynb #b840225f
+# %% ../nbs/30_debias.ipynb #b37ad3d2
 def optimizer_class(
     name: str, # As in `OPTIMIZERS`
 ) -> type:
@@ -110,7 +113,12 @@ def optimizer_knobs(
     named = {p.name: p.default for p in takes if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     return {k: v for k, v in (named | _DEFAULTS[name]).items() if k not in ("lr", "weight_decay")}
 
-# %% ../nbs/30_debias.ipynb #17746e32
+def _check_knob(name, knob, known):
+    "Raise `ValueError` for a knob that the optimizer lacks or the recipe owns."
+    if knob not in ("lr", "weight_decay"): return check_one_of(f"knob of optimizer {name!r}", knob, known)
+    raise ValueError(f"`{knob}` is no knob of optimizer {name!r}, it is the recipe's; set Recipe(learning_rate=..., weight_decay=...)")
+
+# %% ../nbs/30_debias.ipynb #c1c8bd3d
 @dataclass(frozen=True, init=False)
 class Optimizer(Technique):
     "Another optimizer than fused AdamW, or AdamW with other knobs."
@@ -133,16 +141,11 @@ class Optimizer(Technique):
         "The optimizer over these groups."
         return optimizer_class(self.name)(groups, lr=learning_rate, weight_decay=weight_decay, **(_DEFAULTS[self.name] | dict(self.knobs)))
 
-def _check_knob(name, knob, known):
-    "Raise `ValueError` for a knob that the optimizer lacks or the recipe owns."
-    if knob not in ("lr", "weight_decay"): return check_one_of(f"knob of optimizer {name!r}", knob, known)
-    raise ValueError(f"`{knob}` is no knob of optimizer {name!r}, it is the recipe's; set Recipe(learning_rate=..., weight_decay=...)")
-
-# %% ../nbs/30_debias.ipynb #3b5a69c1
+# %% ../nbs/30_debias.ipynb #21df7b48
 def optimizer_table(): # DataFrame: name, knobs with their defaults, what it is, module
     "The optimizers that recipes know by name, a row each."
     import pandas as pd
     import_module("advft.all")
-    knobs = lambda name: ", ".join(f"{k}={v!r}" for k, v in optimizer_knobs(name).items() if v not in (None, False))
+    knobs = lambda name: ", ".join(f"{k}={v!r}" for k, v in optimizer_knobs(name).items() if v is not None and v is not False)
     rows = [dict(name=n, knobs=knobs(n), what=inspect.getdoc(cls).split("\n")[0], module=cls.__module__) for n, cls in OPTIMIZERS.items()]
     return pd.DataFrame(rows, columns=["name", "knobs", "what", "module"])

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from .core import Callback, Technique, check_in, check_one_of
 
-# %% ../nbs/34_lookahead.ipynb #67742797
+# %% ../nbs/34_lookahead.ipynb #2d8ef79f
 def _trains(p): return p.requires_grad or p.grad is not None
 def _wide(p): return torch.float32 if p.is_floating_point() and p.itemsize < 4 else p.dtype
 def _parameters(optimizer): return [p for g in optimizer.param_groups for p in g["params"]]
@@ -28,16 +28,18 @@ class SlowWeights:
         self.k, self.alpha = check_in("k", k, "[1, inf)", int), check_in("alpha", alpha, "[0, 1]")
         self.slow, self.since = {}, 0 # parameter -> tensor; steps since the last sync
 
-    @torch.no_grad()
-    def sync(self):
-        "Move the slow weights towards the fast ones, and the fast ones onto them; a new cycle begins."
-        params = [p for p in self.slow if _trains(p)]
-        slow = [self.slow[p] for p in params]
-        fast = [p.to(s.dtype) for p, s in zip(params, slow)] # the parameter itself, unless it is half precision
-        if params: torch._foreach_lerp_(fast, slow, 1 - self.alpha); torch._foreach_copy_(slow, fast)
-        for p, f in zip(params, fast):
-            if f is not p: p.copy_(f)
-        self.since = 0
+# %% ../nbs/34_lookahead.ipynb #ecfefec7
+@patch
+@torch.no_grad()
+def sync(self: SlowWeights):
+    "Move the slow weights towards the fast ones, and the fast ones onto them; a new cycle begins."
+    params = [p for p in self.slow if _trains(p)]
+    slow = [self.slow[p] for p in params]
+    fast = [p.to(s.dtype) for p, s in zip(params, slow)] # the parameter itself, unless it is half precision
+    if params: torch._foreach_lerp_(fast, slow, 1 - self.alpha); torch._foreach_copy_(slow, fast)
+    for p, f in zip(params, fast):
+        if f is not p: p.copy_(f)
+    self.since = 0
 
 # %% ../nbs/34_lookahead.ipynb #0d10f15d
 @patch
@@ -75,7 +77,7 @@ def _load(self: SlowWeights, optimizer):
     self.slow = {params[i]: s.to(params[i].device, _wide(params[i]), copy=True) for i, s in found["slow"].items()}
     self.since = found["since"]
 
-# %% ../nbs/34_lookahead.ipynb #1b0f5097
+# %% ../nbs/34_lookahead.ipynb #81a1fc75
 def slow_weights(
     optimizer, # An optimizer, or a wrapper around one such as Accelerate's
 ): # Its `SlowWeights`, or None
@@ -83,6 +85,7 @@ def slow_weights(
     while optimizer is not None and "slow_weights" not in vars(optimizer): optimizer = getattr(optimizer, "optimizer", None)
     return optimizer and optimizer.slow_weights
 
+# %% ../nbs/34_lookahead.ipynb #ef89e93b
 def add_lookahead(
     optimizer: torch.optim.Optimizer, # Any that moves weights by `step()`
     k: int = 5, # Steps from one sync to the next
@@ -98,7 +101,7 @@ def add_lookahead(
     optimizer.register_load_state_dict_pre_hook(found._check); optimizer.register_load_state_dict_post_hook(found._load)
     return found
 
-# %% ../nbs/34_lookahead.ipynb #c9def438
+# %% ../nbs/34_lookahead.ipynb #abe70d00
 def _inner(name):
     "An attribute that is the inner optimizer's."
     return property(lambda self: getattr(self.optimizer, name), lambda self, value: setattr(self.optimizer, name, value))
@@ -107,6 +110,7 @@ def _inner_call(name):
     "A method that is the inner optimizer's."
     return functools.wraps(getattr(torch.optim.Optimizer, name))(lambda self, *args, **kwargs: getattr(self.optimizer, name)(*args, **kwargs))
 
+# %% ../nbs/34_lookahead.ipynb #464aadfd
 class Lookahead(torch.optim.Optimizer):
     "An optimizer with slow weights; its groups and its state are those of the optimizer inside."
     param_groups, state, defaults = map(_inner, ("param_groups", "state", "defaults"))
@@ -145,7 +149,7 @@ def __setstate__(self: Lookahead, state):
     found = add_lookahead(self.optimizer, *state["settings"])
     found.slow, found.since = state["slow"], state["since"]
 
-# %% ../nbs/34_lookahead.ipynb #9ef28cf9
+# %% ../nbs/34_lookahead.ipynb #753e47ec
 class LastSync(Callback):
     "A sync after the last step, so that training ends on slow weights."
     def on_step_end(self,
@@ -159,6 +163,7 @@ class LastSync(Callback):
         found = slow_weights(optimizer)
         if found and found.since and state.global_step >= state.max_steps: found.sync()
 
+# %% ../nbs/34_lookahead.ipynb #05e16b2d
 @dataclass(frozen=True)
 class LookaheadSteps(Technique):
     "Lookahead: every k steps the weights go back part of the way they came."

@@ -110,10 +110,10 @@ def plot(self: RangeTest,
     ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1.03))
     return ax
 
-# %% ../nbs/35_lr_finder.ipynb #97c73221
+# %% ../nbs/35_lr_finder.ipynb #f499a8fe
 def _own_copy(dataloader):
     "A copy that shares only the data set, so that iterating it moves no sampler, generator or counter of the original."
-    if iter(dataloader) is dataloader: raise ValueError("`dataloader` must be an iterable that can start again, got an iterator; pass the DataLoader itself")
+    if hasattr(dataloader, "__next__"): raise ValueError("`dataloader` must be an iterable that can start again, got an iterator; pass the DataLoader itself")
     shared = [getattr(dataloader, "dataset", None)]
     running = getattr(dataloader, "_iterator", None) # of persistent workers
     return copy.deepcopy(dataloader, {id(o): o for o in shared if o is not None} | ({id(running): None} if running is not None else {}))
@@ -163,7 +163,7 @@ def own_loss(
     if loss is None: raise ValueError(f"{type(model).__name__} returned no loss; put `labels` into the batches, or {cure}")
     return loss
 
-# %% ../nbs/35_lr_finder.ipynb #66644176
+# %% ../nbs/35_lr_finder.ipynb #10c9c064
 @contextmanager
 def _seeded(seed):
     "A fixed random state inside; Python's, numpy's, torch's and CUDA's are back afterwards."
@@ -175,7 +175,7 @@ def _seeded(seed):
 def _number(value):
     "A loss that can be trained on."
     if torch.is_tensor(value) and value.numel() == 1: return value
-    raise ValueError(f"`loss` must return a tensor with one number, got {value!r}")
+    raise ValueError(f"`loss` must return a tensor with one number, got {f'one of shape {tuple(value.shape)}' if torch.is_tensor(value) else repr(value)}")
 
 def _losses(model, untrained, batches, loss, accumulate):
     "The mean loss of the next update's batches, with its gradient; and the untrained model's, under the same dropout."

@@ -89,11 +89,11 @@ def _check_no_optimizer(linears):
         raise ValueError(f"an optimizer holds the weight of {held[0]!r}, which may have left its pretrained values; "
                          f"call apply_mixout before you build one, and delete those of earlier trainings")
 
-# %% ../nbs/31_mixout.ipynb #735e5109
+# %% ../nbs/31_mixout.ipynb #3b83cac2
 def _dropout_rates(model):
     "(object, attribute, rate) of every dropout above 0: of modules, functional ones, and in configurations."
     modules = list(model.modules())
-    configs = {id(c): c for m in modules if (c := getattr(m, "config", None)) is not None}
+    configs = {id(c): c for m in modules if hasattr(c := getattr(m, "config", None), "__dict__")}
     is_rate = lambda o, k: k == "p" and isinstance(o, nn.modules.dropout._DropoutNd) or "dropout" in k and isinstance(vars(o)[k], float)
     return [(o, k, vars(o)[k]) for o in modules + list(configs.values()) for k in vars(o) if is_rate(o, k) and vars(o)[k] > 0]
 

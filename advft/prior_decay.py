@@ -68,17 +68,17 @@ def pull(self: PriorHooks,
         if pairs and share > 1: warnings.warn("`weight_decay` times the learning rate is above 1: every step starts from the pretrained weights; lower it")
         if pairs: torch._foreach_lerp_(*map(list, zip(*pairs)), min(share, 1.0))
 
-# %% ../nbs/32_prior_decay.ipynb #cb90c0b3
+# %% ../nbs/32_prior_decay.ipynb #a38f7cc4
 @patch
 def _before_step(self: PriorHooks, optimizer, args, kwargs):
-    "Pull now, or if there is a closure, once it has made the gradients."
+    "Pull now, or if there is a closure, once it has made the gradients, as torch decays."
     closure, pulled = args[1] if len(args) > 1 else kwargs.get("closure"), []
     if closure is None: return self.pull(optimizer)
-    def then_pull():
+    def _then_pull():
         loss = closure()
         if not pulled: pulled.append(self.pull(optimizer))
         return loss
-    return (optimizer, then_pull, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
+    return (optimizer, _then_pull, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
 
 # %% ../nbs/32_prior_decay.ipynb #f1812804
 @patch
@@ -106,7 +106,7 @@ def remove(self: PriorHooks):
         own = next((self.own_decay[p] for p in g["params"] if p in self.own_decay), None)
         if own is not None: g["weight_decay"] = own
 
-# %% ../nbs/32_prior_decay.ipynb #7080060d
+# %% ../nbs/32_prior_decay.ipynb #63506ccc
 def _identities(optimizer, exclude):
     "The identities of the excluded parameters."
     if exclude is None: exclude = [p for g in optimizer.param_groups if g.get("head") for p in g["params"]]
@@ -126,6 +126,7 @@ def _check_free(optimizer, covered):
     if covered and any("decoupled" in g and g.get("momentum") == 0 for g in optimizer.param_groups):
         raise ValueError("MADGRAD without momentum makes the weights anew at each step and forgets what is done to them; give it momentum")
 
+# %% ../nbs/32_prior_decay.ipynb #805c9353
 def decay_to_pretrained(
     optimizer: torch.optim.Optimizer, # Any of torch's kind; groups are changed in place
     weight_decay: float, # Times the group's learning rate: the share of the way back that each step takes; 0 changes nothing
@@ -157,22 +158,22 @@ class PriorDecay(Technique):
         head = [p for n, p in model.named_parameters() if stack.depth[n] == len(stack) + 1]
         decay_to_pretrained(optimizer, self.weight_decay, head)
 
-# %% ../nbs/32_prior_decay.ipynb #37ac0863
+# %% ../nbs/32_prior_decay.ipynb #45b5cbae
 @torch.no_grad()
 def distance_to_pretrained(
     model: nn.Module, # Any model with a list of layers
-    pretrained, # What it started from: a model, or a copy of its state dict
+    pretrained, # What it started from: a model, or a copy of its state dict; head parameters that it lacks do not count
 ): # DataFrame indexed by part: distance, norm of the start, and their ratio `relative`
     "How far each part of a model is from its start (L2). Raises `ValueError` if a parameter below the head has none."
     import pandas as pd
     start, stack = pretrained.state_dict() if isinstance(pretrained, nn.Module) else pretrained, layer_stack(model)
-    def squares(name, p):
+    def _squares(name, p):
         p0 = start.get(name)
         if p0 is not None and p0.shape == p.shape:
             p, p0 = p.cpu().double(), p0.cpu().double()
             return (p - p0).square().sum().item(), p0.square().sum().item()
         if stack.depth[name] > len(stack): return float("nan"), float("nan")
         raise ValueError(f"`pretrained` has no {name!r} of shape {tuple(p.shape)}; pass the model as it was before training, or a copy of its state dict")
-    rows = pd.DataFrame([(stack.depth[n], *squares(n, p)) for n, p in model.named_parameters()], columns=["depth", "distance", "norm"])
+    rows = pd.DataFrame([(stack.depth[n], *_squares(n, p)) for n, p in model.named_parameters()], columns=["depth", "distance", "norm"])
     found = rows.groupby("depth").sum(min_count=1) ** 0.5
     return found.assign(relative=found.distance / found.norm).rename(stack.name_of).rename_axis("part")

@@ -22,19 +22,21 @@ def seeds_of(
     at = SOURCES.index(check_one_of("source", source, SOURCES))
     return [tuple(s if i == at else 0 for i in range(3)) for s in range(check_in("n", n, "[1, inf)", int))]
 
-# %% ../nbs/36_seeds.ipynb #8a7b21cd
+# %% ../nbs/36_seeds.ipynb #8fa74187
 def runs_table(
     source, # A Ladder, or what `Ladder.result` gave
     metric: str = None, # None: the ladder's own
 ) -> pd.DataFrame: # A row a run: rung, fold, seed, score (NaN if it failed), trivial (the same fold's without text)
     "The test score of each run beside that of no text. Raises `ValueError` without a trial of `MeanRung` on each fold."
     get = source.get if isinstance(source, dict) else lambda k: getattr(source, k)
-    metric = check_one_of("metric", metric or get("metric"), METRICS)
+    metric = check_one_of("metric", metric or get("metric") or get("table_rows")[0]["metric"], METRICS)
     score = lambda t: np.nan if t["error"] else t["scores"]["test"][metric]
     bare = {t["fold"]: score(t) for t in get("trials") if t["recipe"].get("rung") == "MeanRung"}
     rows = [dict(rung=t["rung"], fold=t["fold"], seed=tuple(np.ravel(t["seed"]).tolist()), score=score(t)) for t in get("trials") if t["recipe"].get("rung") != "MeanRung"]
     if not bare or any(r["fold"] not in bare for r in rows): raise ValueError("counting degenerate runs needs the rung `MeanRung()` on each fold; add it to the rungs")
-    return pd.DataFrame(rows).assign(trivial=lambda d: d.fold.map(bare)).assign(better=METRICS[metric].greater_is_better)
+    order = [r["rung"] for r in source.get("table_rows", ())] if isinstance(source, dict) else [name for name, _ in source.rungs]
+    rows.sort(key=lambda r: order.index(r["rung"]) if r["rung"] in order else len(order))
+    return pd.DataFrame(rows).assign(trivial=lambda d: d.fold.map(bare), better=METRICS[metric].greater_is_better)
 
 # %% ../nbs/36_seeds.ipynb #ded97fde
 def seed_table(

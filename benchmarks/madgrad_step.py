@@ -7,6 +7,7 @@ python benchmarks/madgrad_step.py --out nbs/results/madgrad_speed.json
 """
 import argparse, json, platform, subprocess, time
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -48,8 +49,8 @@ def measure(calls, rounds, threads):
     found = {name: [] for name in calls}
     for round in range(rounds + 1): # the first one warms up and is not kept
         for name, call in calls.items():
-            wall, cpu = timed(call)
-            if round: found[name].append((wall, cpu / threads))
+            times = [timed(call) for _ in range(5 if name == "add" else 1)]
+            if round: found[name] += [(wall, cpu / threads) for wall, cpu in times]
     return found
 
 def rows(found, floats, numbers, threads):
@@ -69,15 +70,17 @@ def main(args):
     made, one, other = steps(params), torch.zeros(ADDED), torch.ones(ADDED)
     calls = {name: call for name, (call, _) in made.items()} | dict(add=lambda: one.add_(other))
     floats, numbers = {name: moved for name, (_, moved) in made.items()}, sum(p.numel() for p in params)
-    table = [r for t in args.threads for r in rows(measure(calls, args.rounds, t), floats, numbers, t)]
     print(f"{numbers:,} weights; seconds a step, gigabytes a step, gigabytes a second")
-    print(pd.DataFrame(table).round(3).to_string(index=False))
-    if args.out: args.out.write_text(json.dumps(about(numbers, args.rounds) | dict(rows=table), indent=1) + "\n")
+    table = []
+    for threads in args.threads:
+        table += rows(measure(calls, args.rounds, threads), floats, numbers, threads)
+        print(pd.DataFrame(table).query("threads == @threads").round(3).to_string(index=False), flush=True)
+        if args.out: args.out.write_text(json.dumps(about(numbers, args.rounds) | dict(rows=table), indent=1) + "\n")
 
 def about(numbers, rounds):
     "What the figures depend on."
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
-    versions = dict(python=platform.python_version(), torch=torch.__version__, pytorch_optimizer=pytorch_optimizer.__version__)
+    versions = dict(python=platform.python_version(), torch=torch.__version__, pytorch_optimizer=version("pytorch_optimizer"))
     return dict(command="python benchmarks/madgrad_step.py --out nbs/results/madgrad_speed.json", date=str(date.today()), commit=commit,
                 device="cpu", versions=versions, numbers=numbers, rounds=rounds,
                 note="Medians over rounds in which the optimizers take turns; cpu: processor seconds a thread; ratios to pytorch_optimizer's two routes.")

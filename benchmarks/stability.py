@@ -11,7 +11,7 @@ from advft.core import Recipe
 from advft.ladder import MeanRung, passages_preset, published_ladder, run_ladder
 from advft.seeds import seed_table, seeds_of, SOURCES
 
-RUNGS = ["optimizer('bert_adam')", "mixout(0.1)", "mixout(0.5)", "prior_decay(0.01)", "prior_decay(10.0)",
+RUNGS = ["optimizer('bert_adam')", "mixout(0.1)", "mixout(0.5)", "prior_decay(0.01)", "prior_decay(10.0)", "prior_decay(100.0)",
          "recipe(learning_rate=1e-3) + optimizer('madgrad')", "lookahead_steps(5)", "optimizer('radam')", "optimizer('radam') + lookahead_steps(5)",
          "pooling('layer', k=3)", "pooling('concat', base='mean')", "evaluate_every(2)"]
 
