@@ -211,6 +211,9 @@ def techniques():
     for t in technique_table().itertuples(): print(f"{t.name}({t.knobs})\n    {t.what}")
     print("\nPoolings, each a name in pooling(...) with knobs of its own:")
     for p in pooling_table().itertuples(): print(f"pooling('{p.name}'{', ' * bool(p.knobs)}{p.knobs})\n    {p.what}")
+    from advft.debias import optimizer_table
+    print("\nOptimizers, each a name in optimizer(...):")
+    for o in optimizer_table().itertuples(): print(f"optimizer('{o.name}'{', ' * bool(o.knobs)}{o.knobs})\n    {o.what}")
 
 # %% ../nbs/72_cli.ipynb #474513ac
 USAGE_ERROR = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException") # typer carries its own click, or click's
