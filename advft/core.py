@@ -52,6 +52,7 @@ def check_one_of(
 SEATS = dict(
     arguments="changes to transformers' TrainingArguments",
     prepare="a look at the training part before anything else",
+    tokens="how a text becomes rows of tokens",
     model="another model, or other weights in it",
     groups="the optimizer's parameter groups",
     optimizer="the optimizer itself",
@@ -62,7 +63,7 @@ SEATS = dict(
     sampler="which examples form a batch",
     average="weights averaged along the way, in place of the last ones",
     callbacks="what happens during training")
-SINGLE_SEATS = "groups", "optimizer", "schedule", "sampler", "average" # two techniques cannot share one of these
+SINGLE_SEATS = "tokens", "groups", "optimizer", "schedule", "sampler", "average" # two techniques cannot share one of these
 STAGES = "head", "reinit", "wrap", "freeze" # the order in which `model` seats run
 
 # %% ../nbs/00_core.ipynb #bd4bb825
@@ -115,6 +116,16 @@ def prepare(self: Technique,
 ) -> Technique: # The technique to use from here on
     "Look at the training part and return the technique to use, by default this one."
     return self
+
+@patch
+def tokens(self: Technique,
+    table, # DataFrame with the text columns
+    text, # The text column, or two for a pair
+    tokenizer, # The model's own
+    max_length: int, # Tokens a row may have
+): # (rows, owner): unpadded rows of tokens, and the position in `table` of each row's text, rising
+    "Turn texts into rows of tokens, one or more a text, whose predictions are averaged; no neutral form."
+    raise NotImplementedError
 
 @patch
 def model(self: Technique,
@@ -179,9 +190,9 @@ def loss(self: Technique,
 @patch
 def sampler(self: Technique,
     dataset, # Sequence of tokenised rows
-    batch_size: int, # Rows a micro-batch
+    batch_size: int, # Rows an optimizer step, over all micro-batches and processes
     seed: int, # Drives the data order
-): # A batch sampler: an iterable of lists of positions in `dataset`
+): # A batch sampler with a length: an iterable of lists of positions in `dataset`, the same in every process
     "Choose which rows form a batch; no neutral form."
     raise NotImplementedError
 
@@ -210,8 +221,9 @@ def steps_per_epoch(
     dataloader, # Of the training part
     args, # TrainingArguments, for the accumulation
 ) -> int: # At least 1
-    "The optimizer steps of an epoch."
-    return max(1, -(-len(dataloader) // args.gradient_accumulation_steps))
+    "The optimizer steps of an epoch; of a stream without a length, those of the whole training."
+    try: return max(1, -(-len(dataloader) // args.gradient_accumulation_steps))
+    except TypeError: return max(1, args.max_steps)
 
 # %% ../nbs/00_core.ipynb #1baeedcb
 class Rung:

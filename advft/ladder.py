@@ -272,7 +272,7 @@ class Job:
     posts: bool = False # whether the best score over all looks at the test part is kept too
 
 def _fit_and_score(job, rung, trial):
-    "Fit a trial; its predictions as a table, and its scores."
+    "Fit a trial; its predictions as a table, its scores, and how often its batches had to be halved."
     facts, parts, scores = table_facts(job.table), [], {}
     train, valid, test = (_part(job.table, at) for at in job.splits[trial.fold])
     watch = dict(watch=test) if job.posts and "watch" in signature(rung.fit).parameters else {}
@@ -285,7 +285,7 @@ def _fit_and_score(job, rung, trial):
         if probability is not None: found[[f"p({v})" for v in job.labels]] = probability
         parts.append(found)
     if job.posts: scores["posts"] = best_look(job.task, truth, predictor.watched, job.labels) if watch else scores["test"]
-    return pd.concat(parts), scores
+    return pd.concat(parts), scores, getattr(predictor, "halved", 0)
 
 def best_look(task, truth, looks, labels):
     "For each metric the best score over several looks at the same rows, each (n, outputs): what a search on the test part reports."
@@ -338,14 +338,15 @@ def run_trial(
 def _record(job, rung, trial, path):
     "Fit a trial and write its two files, also if it fails."
     _set_threads(rung, job.threads)
-    start, cpu, error, scores, digest = time.perf_counter(), time.process_time(), None, {}, None
+    start, cpu, error, scores, digest, halved = time.perf_counter(), time.process_time(), None, {}, None, 0
     try:
-        predictions, scores = _fit_and_score(job, rung, trial)
+        predictions, scores, halved = _fit_and_score(job, rung, trial)
         write_whole(path.with_suffix(".csv"), predictions.to_csv(index=False))
         digest = file_digest(path.with_suffix(".csv"), 16)
     except KeyboardInterrupt: raise
     except BaseException as e: error = " ".join(f"{type(e).__name__}: {e}".split())[:500]
     cost = dict(seconds=round(time.perf_counter() - start, 2), cpu_seconds=round(time.process_time() - cpu, 2))
+    if halved: cost["halved"] = halved
     write_trial(path, trial, scores, cost, error, job.threads, digest)
 
 def write_trial(path, trial, scores, cost, error, threads, predictions):
@@ -637,6 +638,8 @@ def caveats(self: Ladder) -> str:
     lines = [f"{self.metric}: {better} is better; differences are paired by fold and seed, and positive is better.", self.verdict()]
     if self.scores().count().nunique() > 1: lines.append("Rungs have different numbers of trials: compare the differences, not the means.")
     if len(threads := {t["threads"] for t in self.trials}) > 1: lines.append(f"Trials ran with different numbers of threads ({sorted(threads)}), which changes the last digits.")
+    if cut := [t for t in self.trials if t["cost"].get("halved")]:
+        lines.append(f"{len(cut)} trial(s) ran out of memory, and were trained again with each batch in smaller parts: the same batches, other dropout.")
     if self.failed: lines.append(f"{len(self.failed)} trial(s) failed, the first with: {self.failed[0]['error'][:120]}")
     return "\n".join(lines)
 

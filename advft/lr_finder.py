@@ -295,7 +295,7 @@ def _recipes_trainer(recipe, train, name, seeds, task, text, column, folder):
     torch.manual_seed(seeds["weights"]) # the head is drawn while loading
     model, tokenizer, target = engine._load(name, engine.fit_target(train[column], task), recipe)
     length = engine.longest_input(recipe.max_length, tokenizer, model)
-    rows = [r | dict(labels=y) for r, y in zip(engine.tokenise(train, text, tokenizer, length), target.encode(train[column]))]
+    rows = engine._labelled(*recipe.rows_of(train, text, tokenizer, length), target.encode(train[column]))
     return engine._trainer(model, recipe, engine._arguments(folder, seeds, 1, metric_for(task, None)), tokenizer, [], train_dataset=rows)
 
 # %% ../nbs/35_lr_finder.ipynb #529d8c6e

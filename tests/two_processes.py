@@ -1,28 +1,54 @@
-"Three optimizer steps of AdvTrainer, as one process or as two under torchrun; rank 0 saves what came out."
+"Two epochs of AdvTrainer for each case, as one process or as two under torchrun; rank 0 saves what came out."
 import os, sys
 
 import torch, transformers
-from transformers import DataCollatorWithPadding, TrainingArguments
+from transformers import BertConfig, BertForMaskedLM, DataCollatorWithPadding, TrainingArguments
 
 from advft.core import Recipe, tiny_model, tiny_tokenizer
 from advft.layer_decay import LayerDecay
 from advft.train import AdvTrainer
 
-out, micro, accumulation, world = sys.argv[1], *map(int, sys.argv[2:])
-transformers.utils.logging.set_verbosity_error()
-torch.manual_seed(0)
-model = tiny_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-texts = ["We learn. " * (1 + i % 5) for i in range(24)]
-rows = [dict(input_ids=r, attention_mask=[1] * len(r), labels=float(i % 7)) for i, r in enumerate(tiny_tokenizer()(texts)["input_ids"])]
-args = TrainingArguments(out + ".folder", per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, num_train_epochs=1, logging_steps=1,
-                         save_strategy="no", report_to="none", train_sampling_strategy="sequential", use_cpu=True, disable_tqdm=True)
-assert args.world_size == world, f"{args.world_size} processes, not {world}"
-trainer = AdvTrainer(model, args, recipe=Recipe(learning_rate=1e-3, epochs=1, batch_size=8) + LayerDecay(0.9), train_dataset=rows,
-                     eval_dataset=rows[:8], data_collator=DataCollatorWithPadding(tiny_tokenizer()))
-trainer.train()
-logs = [(h["loss"], h["grad_norm"]) for h in trainer.state.log_history if "loss" in h]
-result = dict(logs=torch.tensor(logs), weights=torch.cat([p.detach().flatten() for p in model.parameters()]), eval=trainer.evaluate()["eval_loss"])
-if trainer.is_world_process_zero(): torch.save(result, out)
-if world > 1:
-    torch.distributed.barrier()
-    sys.stdout.flush(); os._exit(0) # gloo's threads may abort a process that ends in the usual way
+STILL = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+CASES = {1: [("recipe", 24, 8, 1), ("recipe", 24, 2, 4), ("recipe", 9, 8, 1), ("plain", 10, 8, 1), ("plain", 14, 8, 1), ("plain", 1, 8, 1),
+             ("tokens", 10, 8, 1), ("tokens", 14, 8, 1), ("tokens", 14, 1, 8)],
+         2: [("recipe", 24, 4, 1), ("recipe", 24, 2, 2), ("recipe", 9, 4, 1), ("plain", 10, 4, 1), ("plain", 10, 2, 2), ("plain", 14, 4, 1), ("plain", 1, 4, 1),
+             ("tokens", 10, 4, 1), ("tokens", 14, 2, 2)]} # processes -> kind, rows, rows a micro-batch, micro-batches an update
+
+
+def sequences(rows):
+    "A regression over texts of five lengths."
+    texts = tiny_tokenizer()(["We learn. " * (1 + i % 5) for i in range(rows)])["input_ids"]
+    data = [dict(input_ids=r, attention_mask=[1] * len(r), labels=float(i % 7)) for i, r in enumerate(texts)]
+    return tiny_model("bert", **STILL), data, DataCollatorWithPadding(tiny_tokenizer())
+
+
+def tokens(rows):
+    "A language model with 0 to 3 labels a row."
+    config = BertConfig(vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, **STILL)
+    label = lambda i: [-100] + [5 + i + j if j < i % 4 else -100 for j in range(6)]
+    data = [dict(input_ids=[2] + [10 + i] * 6, attention_mask=[1] * 7, labels=label(i)) for i in range(rows)]
+    return BertForMaskedLM(config), data, lambda rs: {k: torch.tensor([r[k] for r in rs]) for k in rs[0]}
+
+
+def train(folder, world, kind, rows, micro, accumulation):
+    torch.manual_seed(0)
+    model, data, collate = (tokens if kind == "tokens" else sequences)(rows)
+    args = TrainingArguments(folder, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, num_train_epochs=2, logging_steps=1,
+                             learning_rate=1e-3, save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False)
+    assert args.world_size == world, f"{args.world_size} processes, not {world}"
+    recipe = Recipe(learning_rate=1e-3, epochs=2, batch_size=8) + LayerDecay(0.9) if kind == "recipe" else None
+    trainer = AdvTrainer(model, args, recipe=recipe, train_dataset=data, data_collator=collate)
+    trainer.train()
+    logs = [(h["loss"], h["grad_norm"], h["learning_rate"]) for h in trainer.state.log_history if "loss" in h]
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return dict(logs=torch.tensor(logs), weights=weights, predictions=torch.tensor(trainer.predict(data[:9]).predictions))
+
+
+if __name__ == "__main__":
+    out, world = sys.argv[1], int(sys.argv[2])
+    transformers.utils.logging.set_verbosity_error()
+    found = {case: train(out + ".folder", world, *case) for case in CASES[world]}
+    if int(os.environ.get("RANK", 0)) == 0: torch.save(found, out)
+    if world > 1:
+        torch.distributed.barrier()
+        sys.stdout.flush(); os._exit(0) # gloo's threads may abort a process that ends in the usual way
