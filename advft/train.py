@@ -535,9 +535,10 @@ def average_rows(
     owner, # (n,): which text a row belongs to, 0 to texts - 1, each at least once
 ) -> np.ndarray: # (texts, ...)
     "The mean over each text's rows, in the order of the texts."
-    values, rows = np.asarray(values, dtype=float), np.bincount(owner)
-    if (rows == 1).all(): return values[np.argsort(owner)]
-    return np.stack([values[owner == i].mean(0) for i in range(len(rows))])
+    order, rows = np.argsort(owner, kind="stable"), np.bincount(owner)
+    values = np.asarray(values, dtype=float)[order]
+    if (rows == 1).all(): return values
+    return np.add.reduceat(values, np.cumsum(rows) - rows) / rows.reshape(-1, *[1] * (values.ndim - 1))
 
 # %% ../nbs/02_train.ipynb #98a32791
 def score_outputs(
@@ -779,7 +780,7 @@ def _fit(train, valid, watch, recipe, name, seeds, task, metric, text, column, a
         data = _labelled([own[i] for i in longest_first], owner[longest_first], target.encode(valid[column]))
         parts |= dict(eval_dataset=data, **_evaluation(metric, target, owner[longest_first]))
     if watch is not None: seen = [Watch(partial(_outputs, *rows(watch), tokenizer, target))]
-    steps = int(np.ceil(len(train) / recipe.batch_size) * recipe.epochs)
+    steps = int(np.ceil(len(parts["train_dataset"]) / recipe.batch_size) * recipe.epochs)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(model, recipe, _arguments(folder, seeds, steps, metric, accumulation), tokenizer, seen, **parts)
         result = trainer.train()

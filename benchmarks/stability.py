@@ -12,14 +12,15 @@ from advft.ladder import MeanRung, passages_preset, published_ladder, run_ladder
 from advft.seeds import seed_table, seeds_of, SOURCES
 
 RUNGS = ["optimizer('bert_adam')", "mixout(0.1)", "mixout(0.5)", "prior_decay(0.01)", "prior_decay(10.0)", "prior_decay(100.0)",
-         "recipe(learning_rate=1e-3) + optimizer('madgrad')", "lookahead_steps(5)", "optimizer('radam')", "optimizer('radam') + lookahead_steps(5)",
+         "recipe(learning_rate=2e-3, weight_decay=0) + optimizer('madgrad')", "lookahead_steps(5)", "recipe(learning_rate=1e-4)", "optimizer('radam')", "optimizer('radam') + lookahead_steps(5)",
          "pooling('layer', k=3)", "pooling('concat', base='mean')", "evaluate_every(2)"]
 
 
 def rung(text, plain):
     "The recipe of a text; what it does not say is as in the plain one."
     found = Recipe.parse(text, plain)
-    return replace(plain, techniques=found.techniques, learning_rate=found.learning_rate if "recipe(" in text else plain.learning_rate)
+    said = {k: getattr(found, k) for k in ("learning_rate", "weight_decay") if getattr(found, k) != getattr(Recipe(), k)}
+    return replace(plain, techniques=found.techniques, **said)
 
 
 if __name__ == "__main__":
