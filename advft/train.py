@@ -162,6 +162,7 @@ def _updates(self: AdvTrainer):
 def _row_order(self: AdvTrainer, seed):
     "Trainer's sampler of rows, with a generator of its own, so that it is the same in every process."
     order = self._get_train_sampler(self.train_dataset)
+    if self.args.data_seed is None and self.args.world_size == 1: seed = torch.initial_seed() # as accelerate has it
     own = torch.Generator().manual_seed(seed)
     if isinstance(order, RandomSampler): return SeedableRandomSampler(self.train_dataset, generator=own, data_seed=seed)
     if getattr(order, "generator", own) is None: order.generator = own
