@@ -102,6 +102,13 @@ def step_shares(model, batch):
     return shares | {"all else": 1 - sum(shares.values())}
 
 
+def preparation(table):
+    "Seconds that a trial spends on what a cache could spare it."
+    def fastest(call): return min((lambda start: (call(), time.perf_counter() - start)[1])(time.perf_counter()) for _ in range(3))
+    tokenizer = load_tokenizer()
+    return {"loading the model": fastest(load_model), "the tokenizer": fastest(load_tokenizer), "tokenising": fastest(lambda: tokenise(table, "text", tokenizer, 64))}
+
+
 if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
@@ -117,13 +124,14 @@ if __name__ == "__main__":
     speed, start_up = statistics.mean([before, after]), statistics.median(import_seconds() for _ in range(3))
     floor = total / speed + start_up
     cpu = sum(t["cost"]["cpu_seconds"] for t in trials)
-    shares = step_shares(model, batch_of(8))
+    shares, prepared = step_shares(model, batch_of(8)), preparation(preset["table"])
     print(f"{total / 1e12:.1f} TFLOP at {speed / 1e9:.0f} GFLOP/s ({args.jobs} workers; {before / 1e9:.0f} before, {after / 1e9:.0f} after) and one import of {start_up:.1f} s: floor {floor:.0f} s")
     print(f"the quick ladder took {wall:.0f} s: {wall / floor:.2f} times its floor")
     print(f"  in its {len(trials)} trials {cpu / args.jobs:.0f} s a worker, {cpu / args.jobs * speed / total:.2f} times their operations; around them {wall - cpu / args.jobs:.0f} s")
+    print(f"  a trial takes {cpu / len(trials):.1f} s in the mean: " + ", ".join(f"{k} {v:.2f} s" for k, v in prepared.items()))
     print("  a training step: " + ", ".join(f"{k} {v:.0%}" for k, v in shares.items()))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip() or None
     if args.out: write_whole(args.out, json.dumps(dict(command=f"python benchmarks/quick_ladder.py --jobs {args.jobs}", date=date.today().isoformat(), commit=commit, device="cpu",
         note="The quick ladder's wall time over its floor; see the benchmark.", versions=versions(), jobs=args.jobs, operations=total, rate=dict(before=before, after=after),
         import_seconds=start_up, floor=floor, seconds=wall, ratio=wall / floor, cpu_seconds=cpu, rows={n: dict(trained=b, read=f) for n, (b, f) in counts.items()},
-        step_shares=shares, trials=[{k: t[k] for k in ("rung", "fold", "seed", "cost", "error")} for t in trials]), indent=1) + "\n")
+        step_shares=shares, preparation_seconds=prepared, trials=[{k: t[k] for k in ("rung", "fold", "seed", "cost", "error")} for t in trials]), indent=1) + "\n")
