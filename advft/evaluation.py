@@ -116,6 +116,12 @@ def value(self: KeepBest,
     return float(value if greater else -value)
 
 # %% ../nbs/18_evaluation.ipynb #19e7b66e
+def _copied(state, into):
+    "A copy of a state dict; in the memory of an earlier one, if there is one, which spares the system new pages."
+    if into is None: return {k: t.detach().clone() for k, t in state.items()}
+    for k, t in state.items(): into[k].copy_(t.detach())
+    return into
+
 @patch
 def on_evaluate(self: KeepBest,
     args, # TrainingArguments
@@ -130,7 +136,7 @@ def on_evaluate(self: KeepBest,
     value = self.value(args, metrics)
     if math.isfinite(value) and (self.best is None or value > self.best):
         self.best, self.step, self.since = value, state.global_step, 0
-        self.weights = {k: t.detach().clone() for k, t in model.state_dict().items()}
+        self.weights = _copied(model.state_dict(), self.weights)
     else: self.since += 1
     control.should_training_stop |= self.patience is not None and self.since >= self.patience
 

@@ -154,7 +154,7 @@ def part_step(quick, repeats):
 
 def part_evaluation(quick, repeats):
     "frequent evaluation, stock with load_best_model_at_end"
-    every, n, held = (2, 32, 8) if quick else (4, 160, 40)
+    every, n, held = 2, *((32, 8) if quick else (160, 40))
     rows = labelled(leveled_passages().sample(n + held, random_state=0), 64)
     recipe = Recipe(learning_rate=2e-4, epochs=1, batch_size=8, max_length=64)
     same = dict(rows=rows[:n], valid=rows[n:], per_device_eval_batch_size=64)
@@ -245,18 +245,19 @@ def part_groups(quick, repeats):
         for p in model.parameters(): p.grad = torch.randn_like(p) * 1e-3
         groups, numbers = layer_decay_groups(model, 1e-5), sum(p.numel() for p in model.parameters())
         each = [g | dict(params=[p]) for g in groups for p in g["params"]]
-        one, other = torch.randn(2, 2 * numbers, device=best_device()) # together as large as what a step touches
+        one, other, medians = *torch.randn(2, 2 * numbers, device=best_device()), {} # together as large as what a step touches
         for way in ("foreach", "fused"):
             ours, theirs = (torch.optim.AdamW([dict(g) for g in made], **{way: True}) for made in (groups, each))
             ours.step(); theirs.step() # makes the moments
             calls = dict(ours=ours.step, theirs=theirs.step, add=lambda: one.add_(other))
             took = in_turn({name: lambda r, call=call: seconds(call) for name, call in calls.items()}, often)
             moved, rate = 28 * numbers, 12 * one.numel() / min(took["add"]) # bytes: of seven floats a number, and of three
-            middle, target = np.median(took["ours"]), ">= 3" if (width, way) == (128, "foreach") else ""
+            middle, target, medians[way] = np.median(took["ours"]), ">= 3" if (width, way) == (128, "foreach") else "", took
             yield row(f"each tensor / our groups, width {width}, {way}", took["theirs"], took["ours"], target,
                       f"{middle * 1e3:.2f} ms; {len(each)} and {len(groups)} groups. Floor: {moved / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s, the rate "
                       f"of adding tensors, {moved / rate * 1e3:.2f} ms; we take {middle * rate / moved:.2f} times that.",
                       floor_seconds=moved / rate, add=took["add"])
+        yield row(f"each tensor foreach / our groups fused, {width}", medians["foreach"]["theirs"], medians["fused"]["ours"], "", "Fused is our default.")
 
 def part_ladder(quick, repeats):
     "trials a minute of a small ladder, by workers x threads"
