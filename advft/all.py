@@ -39,6 +39,14 @@ from .madgrad import *
 from .lookahead import *
 from .lr_finder import *
 from .seeds import *
+from .batching import *
+from .accumulation import *
+from .freezing import *
+from .precision import *
+from .checkpointing import *
+from .devices import *
+from .adapters import *
+from .long_texts import *
 from .ladder import *
 
 # %% ../nbs/73_all.ipynb #acd6b8c0

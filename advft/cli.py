@@ -138,8 +138,12 @@ def train(
     chosen = Recipe.parse(recipe, base) if recipe is not None else base
     check_empty(out)
 
+    from advft.devices import end_processes, first_process
     from advft.train import fine_tune
-    fine_tune(rows, recipe=chosen, model=model, seed=seed, task=task, text=text, target=target).save(out)
+    fitted = fine_tune(rows, recipe=chosen, model=model, seed=seed, task=task, text=text, target=target)
+    end_processes()
+    if not first_process(): return # under torchrun all have the same model
+    fitted.save(out)
     hint(rows, target, task)
     say(f"saved to {out}; predict with: advft predict {out} TABLE")
 
