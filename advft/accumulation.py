@@ -80,7 +80,7 @@ def accumulate(
     micro_batches, # The parts of one update that this process has; their number may differ between processes
     loss=None, # (model, batch) -> mean loss; None: the model's own
     count=None, # batch -> number of terms of that mean; None: rows, or labels other than -100; 0 for a batch with the key "filler"
-    backward=None, # loss -> None, such as Accelerator.backward; None: `loss.backward()`
+    backward=None, # loss -> None, such as the backward of an Accelerator without accumulation of its own, which would divide again; None: `loss.backward()`
 ) -> torch.Tensor: # The mean loss of the whole update, over all processes
     "Forward and backward over the parts of an update: adds the whole's gradients to `.grad`. Raises `ValueError` without parts."
     parts, loss, count = list(micro_batches), loss or _own_loss, count or (lambda batch: _terms(batch, model))

@@ -143,6 +143,13 @@ def _check_held(model, optimizer):
     wrapped = not any(id(p) in held for p in model.parameters()) # by something that flattens parameters
     if lost and not wrapped: raise ValueError(f"the optimizer lacks {len(lost)} parameters that train, such as {lost[0]!r}; make it anew")
 
+def _check_whole(args):
+    "Raise `ValueError` where processes hold parts of the matrices."
+    if getattr(args, "world_size", 1) == 1: return
+    from accelerate import PartialState
+    kind = PartialState().distributed_type.value
+    if not kind.startswith("MULTI_"): raise ValueError(f"adapters on several processes need plain data parallelism, got {kind}; merge_adapters works on whole matrices")
+
 def _check_drawn(model, recipe):
     "Raise `ValueError` if layers that the recipe draws anew are frozen."
     drawn = next((t.n for t in getattr(recipe, "techniques", ()) if t.key == "reinit_layers"), 0)
@@ -165,6 +172,7 @@ class MergeAdapters(Callback):
         if not adapter_layers(model):
             raise ValueError(f"{type(model).__name__} has no adapters, which the end of a training merges; add them and make a new trainer")
         if optimizer is not None: _check_held(model, optimizer)
+        _check_whole(event[0] if event else None)
     def on_train_end(self,
         *event, # Arguments, state and control
         model=None, # Is merged

@@ -34,14 +34,16 @@ def pad_rows(
     padding_side: str = "right", # Where the padding goes, "right" or "left"
     pad_token_type_id: int = 0, # Fills `token_type_ids`
 ) -> dict: # Tensors: (rows, longest) of what each token has, with -100 for labels; else (rows, ...)
-    "Pad rows to the longest of them. Raises `ValueError` for a field of tokens that it cannot fill."
+    "Pad rows to the longest of them. Raises `ValueError` for a field of tokens that it cannot fill, and for no rows."
+    if not len(rows): raise ValueError("`rows` must hold one row or more, got none")
     check_one_of("padding side", padding_side, ["right", "left"])
     fill = dict(input_ids=pad_token_id, attention_mask=0, token_type_ids=pad_token_type_id, special_tokens_mask=1, labels=-100)
     rows = [dict(attention_mask=[1] * len(r["input_ids"])) | dict(r) for r in rows]
     fields, sizes = {name: [r[name] for r in rows] for name in rows[0]}, [len(r["input_ids"]) for r in rows]
     per_token = {name for name, values in fields.items() if np.ndim(values[0]) and [len(v) for v in values] == sizes}
-    for name in per_token: check_one_of("field of tokens", name, fill)
-    return {name: _padded(v, max(sizes), fill[name], padding_side) if name in per_token else torch.tensor(v) for name, v in fields.items()}
+    if len(set(sizes)) > 1: # else there is nothing to fill
+        for name in per_token: check_one_of("field of tokens", name, fill)
+    return {name: _padded(v, max(sizes), fill.get(name), padding_side) if name in per_token else torch.tensor(v) for name, v in fields.items()}
 
 # %% ../nbs/40_batching.ipynb #fa801496
 def padded_tokens(
@@ -100,7 +102,7 @@ class LengthBatchSampler(torch.utils.data.Sampler):
         lengths, # Tokens of each row
         batch_size: int = None, # The most rows a batch; None if `max_tokens` alone decides
         seed: int = 0, # With the epoch, decides everything
-        window: int = 50, # About how many batches lie between the longest rows and the shortest; fewer mix better
+        window: int = 50, # At most about how many batches lie between the longest rows and the shortest; fewer mix better
         drop_last: bool = False, # Leave out random rows, other ones each epoch, so that all batches are full
         max_tokens: int = None, # The most tokens a batch, padding included
         rank: int = 0, # The process, in a loop of your own on several; AdvTrainer needs none
@@ -191,8 +193,10 @@ def in_table_order(
     batches, # The lists of positions that these outputs belong to, of the same pass
 ) -> np.ndarray: # (n, ...)
     "Put the outputs of any batches in the order of the table. Raises `ValueError` unless each row is there once."
+    if not len(batches): raise ValueError("`batches` must hold one batch or more, got none")
     rows = np.concatenate([np.asarray(b) for b in batches])
-    found = np.concatenate([o.detach().float().cpu().numpy() if torch.is_tensor(o) else np.asarray(o) for o in outputs])
+    plain = lambda o: o.float() if o.dtype in (torch.bfloat16, torch.float16) else o # numpy has no bfloat16
+    found = np.concatenate([plain(o).detach().cpu().numpy() if torch.is_tensor(o) else np.asarray(o) for o in outputs])
     if len(found) != len(rows): raise ValueError(f"`outputs` must be of these batches: {len(rows)} rows there, {len(found)} outputs here")
     back = np.argsort(rows, kind="stable")
     if not np.array_equal(rows[back], np.arange(len(rows))): raise ValueError("`batches` must hold each row of the table once; use a pass that drops none")
@@ -251,7 +255,8 @@ def _warn_of_bias(dataset, lengths, batch_size, window, seed):
     labels = [dataset[i].get("labels") for i in range(len(dataset))]
     if any(y is None or np.ndim(y) for y in labels): return
     labels = np.array([y.item() if hasattr(y, "item") else y for y in labels])
-    found = length_bias(lengths, labels.astype(str) if labels.dtype.kind in "iub" else labels, batch_size, window, seed)
+    kinds = {"f": [labels], "b": [labels.astype(str)]}.get(labels.dtype.kind, [labels, labels.astype(str)]) # whole numbers may be grades or classes
+    found = max((length_bias(lengths, y, batch_size, window, seed) for y in kinds), key=lambda f: abs(f["spearman"]))
     if abs(found["spearman"]) < max(0.5, 3 / len(labels)**0.5): return # 3 standard errors
     warnings.warn(f"the target follows the length of the text (Spearman {found['spearman']:.2f}): of its variance, {found['length']:.0%} is left within "
                   f"batches of like length; compare with a run without them, or use a smaller window", stacklevel=3)
@@ -260,7 +265,7 @@ def _warn_of_bias(dataset, lengths, batch_size, window, seed):
 @dataclass(frozen=True)
 class LengthBatches(Technique):
     "Batches of texts of like length."
-    window: int = 50 # about how many batches lie between the longest texts and the shortest; fewer mix better
+    window: int = 50 # at most about how many batches lie between the longest texts and the shortest; fewer mix better
     def __post_init__(self): check_in("window", self.window, "[1, inf)", int)
     def sampler(self,
         dataset, # Sequence of tokenised rows
@@ -277,7 +282,7 @@ class LengthBatches(Technique):
 class TokenBudget(Technique):
     "Batches of texts of like length, with fewer rows where texts are long."
     max_tokens: int # the most tokens an update, padding included; `batch_size` stays the most rows
-    window: int = 50 # about how many batches lie between the longest texts and the shortest; fewer mix better
+    window: int = 50 # at most about how many batches lie between the longest texts and the shortest; fewer mix better
     def __post_init__(self):
         check_in("max_tokens", self.max_tokens, "[1, inf)", int)
         check_in("window", self.window, "[1, inf)", int)

@@ -94,6 +94,8 @@ def on_train_end(self: CheckpointingEnds,
     if self.cached: model.config.use_cache = True
     keep_activations(model)
 
+CheckpointingEnds.on_train_broken = CheckpointingEnds.on_train_end
+
 # %% ../nbs/44_checkpointing.ipynb #64d135f7
 @dataclass(frozen=True)
 class Checkpointing(Technique):
@@ -133,6 +135,7 @@ def _forget_peak(device):
 def _held(device, peak):
     "Megabytes of memory held on a device, now or at most; NaN if the system does not tell."
     if device.type == "cuda": return (torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)) / 1e6
+    if device.type != "cpu": return nan # other accelerators do not tell
     if sys.platform == "linux": return _kilobytes("VmHWM" if peak else "VmRSS") * 1.024e-3
     try: import psutil
     except ImportError: return nan
@@ -190,7 +193,7 @@ def _train(model, table, recipe, text, steps):
     from advft.train import AdvTrainer
     torch.manual_seed(0)
     recipe, meter = replace(recipe, techniques=tuple(t.prepare(table) for t in recipe.techniques)), Meter()
-    network, tokenizer, data = _loaded(model, table, recipe, text)
+    network, tokenizer, data = _loaded(recipe.model or model, table, recipe, text)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(folder, max_steps=steps, save_strategy="no", logging_strategy="no", report_to="none", remove_unused_columns=False,
                                  disable_tqdm=True, dataloader_pin_memory=False)
@@ -283,7 +286,7 @@ def cost_table(
     table, text = _examples(leveled_passages() if source is None else source, text, target, base.batch_size * (steps + WARM_UP))
     with tempfile.TemporaryDirectory() as folder:
         name, rows = _saved(model, folder), {}
-        settings = settings or cost_settings(len(layer_stack(load_model(name))))
+        settings = settings or cost_settings(len(layer_stack(load_model(base.model or name))))
         for i, (key, setting) in enumerate(settings.items(), 1):
             if progress: print(f"{i}/{len(settings)} {key}", file=sys.stderr, flush=True)
             rows[key] = _cost(setting, base, steps, name, table, text)

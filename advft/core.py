@@ -209,7 +209,7 @@ def callbacks(self: Technique) -> list:
     return []
 
 # %% ../nbs/00_core.ipynb #3181aa78
-ENGINE_EVENTS = ("on_before_evaluate", "on_after_evaluate", "on_before_save", "on_after_save", "on_after_backward", "on_resume", "on_average_begin")
+ENGINE_EVENTS = ("on_before_evaluate", "on_after_evaluate", "on_before_save", "on_after_save", "on_after_backward", "on_resume", "on_train_broken", "on_average_begin")
 
 class Callback:
     "A callback for transformers' Trainer that does not import transformers: events without a method pass by."

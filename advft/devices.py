@@ -24,12 +24,13 @@ class Processes(NamedTuple):
 
 def processes() -> Processes:
     "What the launcher started and what came of it; make TrainingArguments or an Accelerator first."
-    joined, state = torch.distributed.is_available() and torch.distributed.is_initialized(), _accelerate()
+    joined, state = _joined(), _accelerate()
     together = state.get("num_processes", torch.distributed.get_world_size() if joined else 1)
     device = state.get("device") or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    return Processes(int(os.environ.get("WORLD_SIZE", 1)), together, _rank(), torch.distributed.get_backend() if together > 1 else None, str(device))
+    return Processes(int(os.environ.get("WORLD_SIZE", 1)), together, _rank(), torch.distributed.get_backend() if together > 1 and joined else None, str(device))
 
-def _rank(): return int(os.environ.get("RANK", 0))
+def _joined(): return torch.distributed.is_available() and torch.distributed.is_initialized()
+def _rank(): return torch.distributed.get_rank() if _joined() else int(os.environ.get("RANK", 0))
 def _accelerate():
     "What accelerate has set up in this process; empty before."
     module = sys.modules.get("accelerate.state")
@@ -54,6 +55,6 @@ def first_process() -> bool:
 
 def end_processes():
     "Wait for the other processes, and leave them: the last line of a script that torchrun starts."
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return
+    if not _joined(): return
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -285,8 +285,10 @@ def on_train_end(self: Thaw,
     **kwargs, # Not used
 ):
     "Leave nothing frozen."
-    self.unfreezing.release()
+    if self.unfreezing is not None: self.unfreezing.release()
     vars(model).pop("_unfreezing", None)
+
+Thaw.on_train_broken = Thaw.on_train_end
 
 # %% ../nbs/42_freezing.ipynb #110db495
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ __all__ = ['POSTS', 'TRIAL_KEYS', 'PROTOCOL', 'SETS', 'joined_texts', 'Fitted', 
            'check_seeds', 'passages_preset', 'rungs_from_texts']
 
 # %% ../nbs/71_ladder.ipynb #c3bb720c
-import copy, hashlib, io, json, math, os, re, subprocess, sys, time, warnings
+import copy, gc, hashlib, io, json, math, os, re, subprocess, sys, time, warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
@@ -234,14 +234,21 @@ class Trial:
         return hashlib.sha256(json.dumps([self.name, self.description, self.fold, self.seed]).encode()).hexdigest()[:16]
 
 # %% ../nbs/71_ladder.ipynb #86f3883a
+def _softmax(logits):
+    "Probabilities of the classes from logits (n, classes)."
+    from scipy.special import softmax # slow to import
+    return softmax(logits, axis=1)
+
 def predict_all(
     predictor, # What a rung's `fit` returned
     table, # Rows to predict
     labels, # The classes, or None for a regression
+    outputs=None, # (n, outputs): what the model puts out for these rows, if that is known
 ): # (predictions, probabilities or None)
     "Predictions in the table's order; classes with their probabilities if the predictor has them."
-    if labels is None or not hasattr(predictor, "predict_proba"): return list(predictor.predict(table)), None
-    p, own = np.asarray(predictor.predict_proba(table)), list(getattr(predictor, "labels", labels))
+    if labels is None or not hasattr(predictor, "predict_proba"): return list(predictor.predict(table) if outputs is None else outputs[:, 0]), None
+    p = np.asarray(predictor.predict_proba(table)) if outputs is None else _softmax(outputs)
+    own = list(getattr(predictor, "labels", labels))
     full = np.zeros((len(table), len(labels)))
     full[:, [labels.index(v) for v in own]] = p # a class that the training part lacks has probability 0
     return [labels[i] for i in full.argmax(1)], full
@@ -278,7 +285,8 @@ def _fit_and_score(job, rung, trial):
     watch = dict(watch=test) if job.posts and "watch" in signature(rung.fit).parameters else {}
     predictor = rung.fit(train, valid, trial.seed, **watch)
     for part, rows in dict(valid=valid, test=test).items():
-        prediction, probability = predict_all(predictor, rows, job.labels)
+        known = getattr(predictor, "valid_outputs", None) if part == "valid" else None # a fine-tuned model has been scored on these
+        prediction, probability = predict_all(predictor, rows, job.labels, known)
         truth = rows[facts["target"]].tolist()
         scores[part] = all_scores(job.task, truth, prediction, probability, job.labels)
         found = pd.DataFrame(dict(part=part, row=rows.index, truth=truth, prediction=prediction))
@@ -289,8 +297,7 @@ def _fit_and_score(job, rung, trial):
 
 def best_look(task, truth, looks, labels):
     "For each metric the best score over several looks at the same rows, each (n, outputs): what a search on the test part reports."
-    from scipy.special import softmax
-    outcome = lambda out: (out[:, 0], None) if labels is None else ([labels[i] for i in out.argmax(1)], softmax(out, axis=1))
+    outcome = lambda out: (out[:, 0], None) if labels is None else ([labels[i] for i in out.argmax(1)], _softmax(out))
     found = [all_scores(task, truth, *outcome(out), labels) for out in looks]
     best = lambda m: (max if METRICS[m].greater_is_better else min)([f[m] for f in found if f[m] is not None], default=None)
     return {m: best(m) for m in found[0]}
@@ -368,7 +375,9 @@ def package_versions() -> dict:
 def _set_threads(rung, threads):
     "Import the engine, fix the number of threads, which changes the last digits, and hush progress bars."
     if isinstance(rung, (MeanRung, TfidfRung)): return # no Trainer, which takes seconds to import
+    first = "advft.train" not in sys.modules
     import torch, transformers, advft.train
+    if first: gc.collect(); gc.freeze() # the libraries' objects stay, and each collection need not look at them
     torch.set_num_threads(threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

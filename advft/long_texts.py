@@ -65,6 +65,7 @@ def _room(tokenizer, max_length, texts):
 def _uncut(tokenizer, texts, pairs=None):
     "Of each text, or pair, the whole row, the places of its special tokens, and those of the tokens of each text."
     if isinstance(texts, str): raise ValueError(f"`texts` must be a list of texts, got {texts[:20]!r}; put it into a list")
+    if not len(texts): return []
     found = tokenizer(texts, pairs, return_special_tokens_mask=True, verbose=False) # else it may say that texts are too long
     masks, rows = found.pop("special_tokens_mask"), [dict(zip(found, row)) for row in zip(*found.values())]
     special = tokenizer.num_special_tokens_to_add(pairs is not None)
@@ -126,6 +127,8 @@ def truncation_report(
     max_length=(128, 256, 512), # Tokens of a row at most, special tokens included; one or several
 ): # DataFrame, a row for each `max_length`
     "How many texts would be cut, how much of them would be lost, and how long they are (median, 90%, 99%, longest)."
+    if text is None and isinstance(table, pd.DataFrame): raise ValueError("`text` must name the text column of a table, got None")
+    if not len(table): raise ValueError("`table` must hold one text or more, got none")
     columns = [list(table)] if text is None else _columns(table, text)
     lengths, rows = np.array([len(row["input_ids"]) for row, *_ in _uncut(tokenizer, *columns)]), []
     spread = dict(zip(("median", "90%", "99%", "longest"), np.quantile(lengths, (0.5, 0.9, 0.99, 1)).astype(int)))

@@ -7,7 +7,7 @@ __all__ = ['NUMBER_FORMATS', 'decode_bits', 'number_formats', 'round_to', 'predi
            'Precision']
 
 # %% ../nbs/43_precision.ipynb #321e5e87
-import contextlib
+import contextlib, warnings
 from dataclasses import dataclass
 from math import frexp, inf, nan
 
@@ -74,8 +74,8 @@ def _weights_in(module, dtype):
 @contextlib.contextmanager
 def predict_in(
     model, # A model, or a FineTuned
-    number_format: str = "bf16", # "bf16", "fp16", or "fp32" for nothing
-    weights: bool = False, # True: all in this format, as after `model.to(dtype)`; False: autocast, which keeps sums and weights in float32
+    number_format: str = "bf16", # "bf16", "fp16", or "fp32", which changes nothing in a float32 model
+    weights: bool = False, # True: all parameters in this format; False: autocast, which keeps sums and weights in float32
 ): # A context that gives the model
     "Predict in fewer bits inside the context; afterwards the model is what it was, bit for bit."
     dtype = _DTYPES[check_one_of("number format", number_format, _DTYPES)]
@@ -90,17 +90,19 @@ def check_format(
     number_format: str, # One to train in: "bf16", "fp16", "tf32" or "fp32"
     device: torch.device, # Where to train
 ) -> str: # `number_format`
-    "Raise `ValueError` if a device cannot train in a format."
+    "Raise `ValueError` if a device cannot train in a format; warn if it is slow in it."
     gpu = torch.device(device).type == "cuda"
     if number_format == "fp16" and torch.device(device).type == "cpu":
         raise ValueError("`number_format` must not be 'fp16' on a CPU, where accelerate would train in float32 without a word; take 'bf16'")
+    if number_format == "bf16" and gpu and torch.version.cuda and torch.cuda.get_device_capability(device)[0] < 8:
+        warnings.warn(f"{torch.cuda.get_device_name(device)} has no units for bf16, so bf16 is slow on it; take 'fp16'", stacklevel=2)
     if number_format == "tf32" and not (gpu and torch.cuda.get_device_capability(device)[0] >= 8):
         raise ValueError(f"`number_format` 'tf32' needs an NVIDIA GPU of the Ampere generation or later, and this model is on {device}; take 'bf16' or 'fp32'")
     return number_format
 
 # %% ../nbs/43_precision.ipynb #92d6eeb8
 class PrecisionEnds(Callback):
-    "Turns tf32 on for the training; afterwards everything is in float32 again, the model's forward pass too."
+    "Turns tf32 on or off for the training; afterwards all is as it was, and the model's forward pass in float32."
     def __init__(self,
         number_format: str, # As for `Precision`
     ): self.number_format, self.before = number_format, None
@@ -112,8 +114,10 @@ def on_train_begin(self: PrecisionEnds,
     control, # Not used
     **kwargs, # Not used
 ):
-    "Allow matrix products in tf32."
-    if self.number_format == "tf32": self.before = torch.get_float32_matmul_precision(); torch.set_float32_matmul_precision("high")
+    "Matrix products in tf32, or in nothing but float32, if either is asked for."
+    if self.number_format not in ("tf32", "fp32"): return
+    self.before = "high" if getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee") == "tf32" else "highest"
+    torch.set_float32_matmul_precision("high" if self.number_format == "tf32" else "highest")
 
 # %% ../nbs/43_precision.ipynb #398b9141
 @patch
@@ -128,6 +132,8 @@ def on_train_end(self: PrecisionEnds,
     from accelerate.utils import extract_model_from_parallel
     if self.before: torch.set_float32_matmul_precision(self.before)
     extract_model_from_parallel(model, keep_fp32_wrapper=False)
+
+PrecisionEnds.on_train_broken = PrecisionEnds.on_train_end
 
 # %% ../nbs/43_precision.ipynb #390e1f0d
 @dataclass(frozen=True)

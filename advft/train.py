@@ -154,7 +154,8 @@ def _updates(self: AdvTrainer):
     rows = self.recipe.batch_size if self.recipe else a.train_batch_size * parts
     if make: return make(self.train_dataset, rows, seed)
     streamed = isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__len__")
-    if parts == 1 or streamed or a.train_sampling_strategy == "batch_rebalance": return None
+    whole = parts == 1 and rows == a.train_batch_size # Trainer's batches are updates
+    if whole or streamed or a.train_sampling_strategy == "batch_rebalance": return None
     return BatchSampler(self._row_order(seed), rows, a.dataloader_drop_last)
 
 @patch
@@ -265,7 +266,8 @@ def train(self: AdvTrainer, resume_from_checkpoint=None, *args, **kwargs):
     folder = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint or None
     self.fire("on_resume", folder=folder)
     if self.args.world_size > 1: transformers.set_seed(self.args.seed + self.args.process_index) # or all would drop the same units
-    return Trainer.train(self, folder, *args, **kwargs)
+    try: return Trainer.train(self, folder, *args, **kwargs)
+    except BaseException: self.fire("on_train_broken"); raise
 
 # %% ../nbs/02_train.ipynb #e29403de
 @patch
@@ -516,7 +518,8 @@ def out_of_memory(
     error: Exception, # What was raised
 ) -> bool: # Whether it says that a device, or the machine, has no memory left
     "Tell an error for want of memory from others, of which less memory would not rid us."
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
+    said = isinstance(error, RuntimeError) and any(s in str(error).lower() for s in ("out of memory", "can't allocate memory"))
+    return said or isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
 
 # %% ../nbs/02_train.ipynb #a5b1c7e5
 @patch
@@ -566,6 +569,7 @@ class FineTuned:
     scores: dict = field(default_factory=dict) # {"valid": {metric: value}} if there was a validation part
     history: list = field(default_factory=list, repr=False) # what was logged, a dict a line
     watched: list = field(default_factory=list, repr=False) # outputs for `watch` at each evaluation, (n, outputs) each
+    valid_outputs: np.ndarray = field(default=None, repr=False) # (n, outputs) for the validation part, as fitted
     halved: int = 0 # how often memory ran out and the training began anew with micro-batches half as large
 
 # %% ../nbs/02_train.ipynb #7c9c0400
@@ -693,8 +697,10 @@ class Bar(ProgressCallback):
 def _arguments(folder, seeds, steps, metric, parts=1):
     "TrainingArguments for what a recipe does not say."
     return TrainingArguments(folder, save_strategy="no", report_to="none", logging_steps=max(1, steps // 20), remove_unused_columns=False,
-                             use_cpu=best_device().type == "cpu", gradient_accumulation_steps=parts, per_device_eval_batch_size=max(1, 64 // parts), metric_for_best_model=metric.name, greater_is_better=metric.greater_is_better,
-                             seed=seeds["dropout"], data_seed=seeds["order"], dataloader_pin_memory=torch.cuda.is_available())
+                             use_cpu=best_device().type == "cpu", dataloader_pin_memory=torch.cuda.is_available(),
+                             gradient_accumulation_steps=parts, per_device_eval_batch_size=max(1, 64 // parts),
+                             metric_for_best_model=metric.name, greater_is_better=metric.greater_is_better,
+                             seed=seeds["dropout"], data_seed=seeds["order"])
 
 def _trainer(model, recipe, args, tokenizer, callbacks, **parts):
     "A quiet AdvTrainer."
@@ -741,8 +747,11 @@ def fine_tune(
     if valid is not None: check_valid(valid, train, target, metric)
     elif watch is not None: raise ValueError("`watch` needs a validation part, whose evaluations it follows; pass `valid`")
     fit = partial(_fit, train, valid, watch, recipe, recipe.model or model, seed_streams(seed), task, metric, text, target)
-    with keep_rng(): fitted = halve_until_it_fits(fit, recipe.batch_size)
-    if valid is not None: fitted.scores = dict(valid={metric.name: fitted.score(valid, target, metric.name)})
+    own = max([1, *(t.arguments().get("gradient_accumulation_steps", 1) for t in recipe.techniques)])
+    with keep_rng(): fitted = halve_until_it_fits(fit, -(-recipe.batch_size // own))
+    if valid is not None:
+        fitted.valid_outputs = fitted.raw(valid)
+        fitted.scores = dict(valid={metric.name: score_outputs(metric, valid[target].tolist(), fitted.valid_outputs, fitted.labels)})
     return fitted
 
 # %% ../nbs/02_train.ipynb #205d4984

@@ -2,7 +2,7 @@
 
 python benchmarks/efficiency.py [--only step batching ...] [--quick] [--threads N] [--repeats N] [--out nbs/results/efficiency.json]
 On a GPU if torch sees one. `cross_encoder` needs sentence-transformers[train], `mixed` the CLEAR corpus ($ADVFT_CLEAR, or a download); what
-lacks is left out. The parts stand in efficiency_parts.py. About 15 minutes on two idle cores with one thread, and 4 GB.
+lacks is left out. The parts stand in efficiency_parts.py. About 18 minutes on two idle cores with one thread, and 4 GB.
 """
 import argparse, json, logging, os, subprocess, sys, textwrap, time, warnings
 from datetime import date

@@ -259,6 +259,18 @@ def part_groups(quick, repeats):
                       floor_seconds=moved / rate, add=took["add"])
         yield row(f"each tensor foreach / our groups fused, {width}", medians["foreach"]["theirs"], medians["fused"]["ours"], "", "Fused is our default.")
 
+def part_compile(quick, repeats):
+    "forward and backward as they are and compiled, MiniLM, 8 x 64"
+    rows, pad = [r for r in labelled(leveled_passages(), 64) if len(r["input_ids"]) == 64], DataCollatorWithPadding(tokenizer())
+    batch, model = pad(rows[:8]).to(best_device()), minilm().to(best_device()).train()
+    compiled = torch.compile(model)
+    calls = dict(plain=lambda _: seconds(lambda: model(**batch).loss.backward()), compiled=lambda _: seconds(lambda: compiled(**batch).loss.backward()))
+    first, _ = calls["compiled"](0), calls["plain"](0)
+    took = in_turn(calls, 3 if quick else 30)
+    saved = np.median(took["plain"]) - np.median(took["compiled"])
+    pays = f"it pays back after {first / saved:.0f} steps" if saved > 0 else "it never pays back"
+    yield row("plain / compiled, a step", took["plain"], took["compiled"], "", f"The first compiled step took {first:.0f} s; {pays}.", first_seconds=first)
+
 def part_ladder(quick, repeats):
     "trials a minute of a small ladder, by workers x threads"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
