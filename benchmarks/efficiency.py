@@ -9,7 +9,7 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-os.environ |= dict(TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1") # before the libraries read them
+os.environ |= dict(TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1", TORCHINDUCTOR_FORCE_DISABLE_CACHES="1") # before the libraries read them
 import torch, transformers
 
 from advft.core import write_whole
