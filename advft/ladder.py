@@ -809,8 +809,7 @@ def run_ladder(
     labels = None if task == "regression" else list(table[target].cat.categories)
     out, config = Path(out or f"runs/{stem}"), ladder_config(table, folder, folds, group, task, posts)
     chosen = range(len(splits)) if only is None else [check_in("only", f, f"[0, {len(splits) - 1}]", int) for f in only]
-    *cells, last = [[(with_model(r, folder), Trial(n, json.dumps(describe(r)), f, s)) for n, r in rungs.items()] for s in seeds for f in chosen]
-    work = [pair for cell in cells for pair in cell] + last[::-1] # long trials stand last in a ladder, and the very last leave workers idle
+    work = [(with_model(r, folder), Trial(n, json.dumps(describe(r)), f, s)) for s in seeds for f in chosen for n, r in rungs.items()]
     open_folder(out, config)
     job = Job((out/"trials").absolute(), table, splits, task, labels, str(folder), max(1, cores // jobs), posts)
     climb(job, work, jobs, retry, progress)
