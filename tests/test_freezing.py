@@ -131,9 +131,16 @@ def test_after_training_everything_trains_again(tmp_path):
     assert all(p.requires_grad for p in model.parameters()) and not hasattr(model, "_unfreezing")
 
 
-def test_what_a_broken_training_left_frozen_is_seen(tmp_path):
+def test_a_broken_training_leaves_nothing_frozen(tmp_path):
     model = model_of()
     with pytest.raises(Killed): trained(tmp_path, FIRST, kill=2, model=model, save_strategy="no")
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_what_a_broken_stock_training_left_frozen_is_seen(tmp_path):
+    model, args = model_of(), TrainingArguments(str(tmp_path), max_steps=8, save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True)
+    stock = Trainer(model, args, train_dataset=ROWS, data_collator=DataCollatorWithPadding(tiny_tokenizer()), callbacks=[Thaw(0.5, stages=1), Look(kill=2)])
+    with pytest.raises(Killed): stock.train()
     assert not model.bert.embeddings.word_embeddings.weight.requires_grad
     with pytest.raises(ValueError, match="lacks 37; make"): trained(tmp_path, FIRST, model=model, save_strategy="no")
     trained(tmp_path, FIRST, model=model, save_strategy="no")
