@@ -531,7 +531,7 @@ def _status(job, trial, future):
 @dataclass
 class Ladder:
     "The results of a run: `table()`, `plot()`, `predictions()`, and every trial."
-    out: Path # the run's folder
+    out: Path = field(repr=False) # the run's folder
     rungs: list # (name, description as JSON) in the order of the table
     trials: list = field(repr=False) # what the trials' files hold
     metric: str = "rmse" # the metric shown
