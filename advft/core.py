@@ -72,11 +72,11 @@ class Technique:
     "One change to fine-tuning: a frozen dataclass whose fields are its knobs and whose methods take seats."
     stage = "wrap" # where its `model` seat runs, one of `STAGES`
     needs_valid = False # whether it looks at a validation part during training
-    registry = {}
+    registry = {} # name: the classes that had it, the latest last
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.key = camel2snake(cls.__name__)
-        Technique.registry[cls.key] = cls
+        Technique.registry.setdefault(cls.key, []).append(cls)
     @classmethod
     def seats(cls) -> list:
         "The seats that this technique takes."
@@ -353,9 +353,15 @@ def _freeze(value):
 def find_technique(
     name: str, # snake_case name, such as "layer_decay"
 ): # The class
-    "The technique called `name`; an unknown one raises with the names there are."
-    if name not in Technique.registry: import_module("advft.all")
-    return Technique.registry[check_one_of("technique", name, sorted(Technique.registry))]
+    "The technique called `name`, as defined last; an unknown one raises with the names there are."
+    if name not in _known(): import_module("advft.all")
+    known = _known()
+    return known[check_one_of("technique", name, sorted(known))]
+
+def _known():
+    "Name and class of each technique; a notebook's class counts while the notebook holds it."
+    held = lambda c: c.__module__ != "__main__" or "." in c.__qualname__ or vars(sys.modules["__main__"]).get(c.__name__) is c
+    return {k: c for k, classes in Technique.registry.items() for c in classes if held(c)}
 
 # %% ../nbs/00_core.ipynb #28e0380d
 @patch(cls_method=True)
@@ -403,7 +409,7 @@ def technique_table(): # DataFrame: name, knobs with their defaults, what it doe
     knobs = lambda cls: [f"{f.name}={_literal(f.default)}" for f in _knobs(cls)] + ["..." for f in fields(cls) if f.metadata.get("more")]
     rows = [dict(name=n, knobs=", ".join(knobs(cls)), what=inspect.getdoc(cls),
                  seats=", ".join(cls.seats()), module=cls.__module__)
-            for n, cls in sorted(Technique.registry.items()) if cls.__module__.startswith("advft.")]
+            for n, classes in sorted(Technique.registry.items()) for cls in classes if cls.__module__.startswith("advft.")]
     return pd.DataFrame(rows, columns=["name", "knobs", "what", "seats", "module"])
 
 # %% ../nbs/00_core.ipynb #f477a4ca

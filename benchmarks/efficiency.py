@@ -1,8 +1,8 @@
 """How fast fine-tuning with advft is, as ratios of runs that take turns: their median, the quartiles of the pairs, and the floor below each.
 
 python benchmarks/efficiency.py [--only step batching ...] [--quick] [--threads N] [--repeats N] [--out nbs/results/efficiency.json]
-On a GPU if torch sees one. `cross_encoder` needs sentence-transformers[train], `mixed` the CLEAR corpus ($ADVFT_CLEAR, or a download); what
-lacks is left out. The parts stand in efficiency_parts.py. About 18 minutes on two idle cores with one thread, and 4 GB.
+On a GPU if torch sees one. What lacks is left out: `cross_encoder` needs pip install -c constraints.txt -e ".[dev,benchmarks]", `mixed` the
+CLEAR corpus ($ADVFT_CLEAR, or a download). The parts stand in efficiency_parts.py. About 18 minutes on two idle cores with one thread, and 4 GB.
 """
 import argparse, json, logging, os, subprocess, sys, textwrap, time, warnings
 from datetime import date
