@@ -216,11 +216,11 @@ def padding_report(
     seed: int = 0, # Of the epoch that is looked at
 ) -> pd.DataFrame: # batches, tokens, wasted (share of padding), ratio (tokens for each real one)
     "The tokens of an epoch with each way to make batches."
-    lengths = _whole_lengths(lengths)
+    lengths, batch_size = _whole_lengths(lengths), check_in("batch_size", batch_size, "[1, inf)", int)
     ways = {"random batches, padded to their longest": _random_batches(len(lengths), batch_size, seed),
             "length batches": list(LengthBatchSampler(lengths, batch_size, seed, window))}
-    if max_tokens: ways[f"length batches of at most {max_tokens} tokens"] = list(LengthBatchSampler(lengths, None, seed, window, max_tokens=max_tokens))
-    fixed = check_in("max_length", max_length or int(lengths.max()), f"[{lengths.max()}, inf)", int)
+    if max_tokens is not None: ways[f"length batches of at most {max_tokens} tokens"] = list(LengthBatchSampler(lengths, None, seed, window, max_tokens=max_tokens))
+    fixed = check_in("max_length", int(lengths.max()) if max_length is None else max_length, f"[{lengths.max()}, inf)", int)
     rows = {"no padding": (len(lengths), lengths.sum()), "all padded to the same length": (-(-len(lengths) // batch_size), fixed * len(lengths))}
     rows |= {name: (len(batches), padded_tokens(lengths, batches)) for name, batches in ways.items()}
     found = pd.DataFrame(rows, index=["batches", "tokens"]).T

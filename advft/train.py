@@ -10,7 +10,7 @@ __all__ = ['AdvTrainer', 'count_rows', 'count_terms', 'MicroBatches', 'MarkedRow
            'Watch', 'fine_tune', 'check_valid', 'halve_until_it_fits', 'TextFeatures', 'preflight']
 
 # %% ../nbs/02_train.ipynb #8bd83429
-import contextlib, copy, gc, json, random, tempfile, warnings
+import contextlib, copy, errno, gc, json, random, tempfile, warnings
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from importlib import import_module
@@ -23,7 +23,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from fastcore.basics import patch
 from scipy.special import softmax
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from transformers import (AutoModel, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, PrinterCallback, ProgressCallback,
                           Trainer, TrainerCallback, TrainingArguments)
 
@@ -45,6 +45,7 @@ class AdvTrainer(Trainer):
         self.recipe, self._evaluating, self._micro_batches, self._rates, self._epoch_steps = recipe, 0, [], None, 1
         if recipe is not None:
             if model is None: raise ValueError("AdvTrainer with a recipe needs `model`; it cannot take `model_init`")
+            if args and args.auto_find_batch_size: raise ValueError("`auto_find_batch_size` must be off with a recipe, whose updates stay as they are; take fine_tune, which halves by itself")
             args, model = recipe.training_arguments(args), recipe.change_model(model)
             average = recipe.seat("average")
             kwargs["callbacks"] = (kwargs.get("callbacks") or []) + [c for t in recipe.techniques for c in t.callbacks()] + ([average()] if average else [])
@@ -63,14 +64,22 @@ def count_rows(
 
 def count_terms(
     batch, # A mapping that holds tensors
-    model, # What computes the loss; transformers' class names tell a causal language model
+    model, # What computes the loss; transformers' class names tell a causal language model that shifts its labels
 ): # A number, or a tensor of one
     "How many terms the mean has that is this batch's loss: rows, or integer labels other than -100; a filler has none."
     labels = batch.get("labels")
     if FILLER in batch: return 0
     if not torch.is_tensor(labels) or labels.is_floating_point() or labels.ndim < 2 and _one_output(model): return count_rows(batch)
-    shifted = labels.ndim == 2 and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    return _count_labels(labels, model)
+
+def _count_labels(labels, model):
+    "How many labels are not -100, without those that a causal language model drops when it shifts them."
+    name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__ # below peft's
+    shifted = labels.ndim == 2 and name.endswith(("ForCausalLM", "LMHeadModel")) and not name.startswith(_UNSHIFTED)
     return (labels[:, 1:] if shifted else labels).ne(-100).sum()
+
+_UNSHIFTED = ("Bart", "BigBirdPegasus", "Blenderbot", "CpmAnt", "Flaubert", "Marian", "MBart", "Mvp", "Pegasus", "PLBart", "ProphetNet", "TrOCR",
+              "Whisper", "XLM", "XLNet") # want labels that are shifted already
 
 def _one_output(model): return getattr(getattr(model, "config", None), "num_labels", None) == 1
 
@@ -79,23 +88,35 @@ def _one_output(model): return getattr(getattr(model, "config", None), "num_labe
 def get_batch_samples(self: AdvTrainer, epoch_iterator, num_batches, device):
     "The micro-batches of one update, and how many terms their losses have over all processes."
     batches, _ = Trainer.get_batch_samples(self, epoch_iterator, num_batches, device)
+    batches += [dict(b) | {FILLER: True} for b in batches[-1:]] * (num_batches - len(batches)) # where a stream ends, so does the update
     terms = torch.as_tensor(sum(count_terms(b, self.model) for b in batches), device=device)
     return batches, self.accelerator.gather(terms).sum().clamp(min=1)
 
 @patch
 def compute_loss(self: AdvTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
     "The loss, in training through the recipe's wrappers and weighted by this micro-batch's share of the update."
-    terms, plain = count_terms(inputs, self.model), partial(Trainer.compute_loss, self, return_outputs=True)
+    terms = count_terms(inputs, self.model)
     inputs = {k: v for k, v in inputs.items() if k != FILLER}
     wrappers = self.recipe.techniques if self.recipe and model.training else ()
-    loss, outputs = reduce(lambda compute, t: t.loss(compute), wrappers, plain)(model, inputs)
+    loss, outputs = reduce(lambda compute, t: t.loss(compute), wrappers, self._mean_loss)(model, inputs)
     if num_items_in_batch is not None and model.training:
-        if not terms: loss = 0 * _logits(outputs).sum() # a filler; or a mean over nothing, which is not a number
+        if not terms: loss = _nothing(loss, outputs)
         divided = 1 if self.compute_loss_func else self.current_gradient_accumulation_steps # what Trainer divides by next
         loss = loss * (terms * divided * self.accelerator.num_processes / num_items_in_batch)
     return (loss, outputs) if return_outputs else loss
 
-def _logits(outputs): return outputs["logits"] if hasattr(outputs, "keys") else outputs[1]
+@patch
+def _mean_loss(self: AdvTrainer, model, inputs):
+    "Trainer's loss of these rows; a `compute_loss_func` that divides a sum gets the number of their labels."
+    labels = inputs.get("labels")
+    if self.compute_loss_func is None or not torch.is_tensor(labels): return Trainer.compute_loss(self, model, inputs, return_outputs=True)
+    loss, outputs = Trainer.compute_loss(self, model, dict(inputs), return_outputs=True, num_items_in_batch=_count_labels(labels, self.model).clamp(min=1))
+    return loss / (self.accelerator.num_processes if self.args.average_tokens_across_devices else 1), outputs # which Trainer multiplies by
+
+def _nothing(loss, outputs):
+    "0 with gradients of 0, for a filler and for a mean over nothing, which is not a number."
+    logits = outputs.get("logits") if hasattr(outputs, "get") else outputs[1] if len(outputs) > 1 else None
+    return 0 * (loss.nan_to_num() if logits is None else logits.sum())
 
 # %% ../nbs/02_train.ipynb #a5b1c7d6
 class MicroBatches:
@@ -151,11 +172,14 @@ def _updates(self: AdvTrainer):
     "A batch sampler of whole updates; None if Trainer's own batches are that, or if the data has no length."
     a, make = self.args, self.recipe.seat("sampler") if self.recipe else None
     parts, seed = a.gradient_accumulation_steps * a.world_size, a.seed if a.data_seed is None else a.data_seed
-    rows = self.recipe.batch_size if self.recipe else a.train_batch_size * parts
+    rows = self.recipe.batch_size if self.recipe else self._train_batch_size * parts
+    if make and a.dataloader_drop_last: raise ValueError("`dataloader_drop_last` must be off with a recipe that makes its own batches, of all rows; turn it off")
     if make: return make(self.train_dataset, rows, seed)
     streamed = isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__len__")
-    whole = parts == 1 and rows == a.train_batch_size # Trainer's batches are updates
+    whole = parts == 1 and rows == self._train_batch_size # Trainer's batches are updates
     if whole or streamed or a.train_sampling_strategy == "batch_rebalance": return None
+    if a.dataloader_drop_last and len(self.train_dataset) < rows:
+        raise ValueError(f"`dataloader_drop_last` leaves no update: they have {rows} rows, and there are {len(self.train_dataset)}; turn it off")
     return BatchSampler(self._row_order(seed), rows, a.dataloader_drop_last)
 
 @patch
@@ -165,7 +189,7 @@ def _row_order(self: AdvTrainer, seed):
     if self.args.data_seed is None and self.args.world_size == 1: seed = torch.initial_seed() # as accelerate has it
     own = torch.Generator().manual_seed(seed)
     if isinstance(order, RandomSampler): return SeedableRandomSampler(self.train_dataset, generator=own, data_seed=seed)
-    if getattr(order, "generator", own) is None: order.generator = own
+    if getattr(order, "generator", own) is None: order.generator, order.set_epoch = own, lambda epoch: own.manual_seed(seed + epoch)
     return order
 
 @patch
@@ -213,11 +237,37 @@ def _between(trainer, before, after, **kwargs):
 @patch
 def evaluate(self: AdvTrainer, *args, **kwargs):
     "As Trainer's, between two events, with the random state kept. A dictionary of data sets counts as one evaluation."
-    if self._evaluating: return Trainer.evaluate(self, *args, **kwargs)
+    if self._evaluating: return self._evaluate_until_it_fits(*args, **kwargs)
     self._evaluating = True
     try:
-        with keep_rng(), _between(self, "on_before_evaluate", "on_after_evaluate"): return Trainer.evaluate(self, *args, **kwargs)
+        with keep_rng(), _between(self, "on_before_evaluate", "on_after_evaluate"): return self._evaluate_until_it_fits(*args, **kwargs)
     finally: self._evaluating = False
+
+@patch
+def _evaluate_until_it_fits(self: AdvTrainer, *args, **kwargs):
+    "Trainer's evaluation; where memory runs out, in batches of half as many rows from now on."
+    while True:
+        try: return Trainer.evaluate(self, *args, **kwargs)
+        except Exception as e:
+            if not out_of_memory(e) or self.args.per_device_eval_batch_size == 1 or self.args.world_size > 1: raise
+        self.args.per_device_eval_batch_size //= 2
+        _collect()
+
+@patch
+def _get_eval_sampler(self: AdvTrainer, eval_dataset):
+    "The data set's own order; Trainer's would follow the `train_sampling_strategy`."
+    return SequentialSampler(eval_dataset) if hasattr(eval_dataset, "__len__") else None
+
+@patch
+def prediction_step(self: AdvTrainer, model, inputs, prediction_loss_only, ignore_keys=None):
+    "As Trainer's; on several processes the last round is filled up with repeated rows, and the loss is that of the others."
+    loss, *found = Trainer.prediction_step(self, model, inputs, prediction_loss_only, ignore_keys)
+    round_of, rows = self.accelerator.gradient_state, count_rows(inputs)
+    own = round_of.remainder - self.args.process_index * rows
+    if loss is not None and self.args.world_size > 1 and round_of.end_of_dataloader and 0 < own < rows:
+        inputs = {k: v[:own] if torch.is_tensor(v) else v for k, v in inputs.items()}
+        loss, *_ = Trainer.prediction_step(self, self.model, inputs, True) # not `model`, whose processes would wait for each other
+    return loss, *found
 
 @patch
 def save_model(self: AdvTrainer, output_dir=None, _internal_call=False):
@@ -501,6 +551,7 @@ def in_length_order(
     device, # Where `forward` runs
 ) -> np.ndarray: # (n, outputs), in the order of `rows`
     "Run `forward` over batches of like length, longest first, without gradients."
+    batch_size = check_in("batch_size", batch_size, "[1, inf)", int)
     open_rows, found = np.argsort([-len(r["input_ids"]) for r in rows], kind="stable"), [None] * len(rows)
     collate = DataCollatorWithPadding(tokenizer)
     with torch.inference_mode(), quiet():
@@ -518,8 +569,14 @@ def out_of_memory(
     error: Exception, # What was raised
 ) -> bool: # Whether it says that a device, or the machine, has no memory left
     "Tell an error for want of memory from others, of which less memory would not rid us."
-    said = isinstance(error, RuntimeError) and any(s in str(error).lower() for s in ("out of memory", "can't allocate memory"))
-    return said or isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
+    said = isinstance(error, RuntimeError) and any(s in str(error).lower() for s in ("out of memory", "allocate memory", "_alloc_failed", "bad_alloc"))
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or getattr(error, "errno", None) == errno.ENOMEM
+    return said or known or should_reduce_batch_size(error)
+
+def _collect():
+    "Give back what a failed attempt held."
+    gc.collect()
+    if torch.accelerator.is_available(): torch.accelerator.empty_cache()
 
 # %% ../nbs/02_train.ipynb #a5b1c7e5
 @patch
@@ -698,7 +755,7 @@ def _arguments(folder, seeds, steps, metric, parts=1):
     "TrainingArguments for what a recipe does not say."
     return TrainingArguments(folder, save_strategy="no", report_to="none", logging_steps=max(1, steps // 20), remove_unused_columns=False,
                              use_cpu=best_device().type == "cpu", dataloader_pin_memory=torch.cuda.is_available(),
-                             gradient_accumulation_steps=parts, per_device_eval_batch_size=max(1, 64 // parts),
+                             gradient_accumulation_steps=parts, per_device_eval_batch_size=64,
                              metric_for_best_model=metric.name, greater_is_better=metric.greater_is_better,
                              seed=seeds["dropout"], data_seed=seeds["order"])
 
@@ -818,8 +875,7 @@ def halve_until_it_fits(
         except Exception as e:
             if not out_of_memory(e) or parts >= batch_size or torch.distributed.is_initialized(): raise
         parts *= 2
-        gc.collect() # the failed training's tensors
-        if torch.accelerator.is_available(): torch.accelerator.empty_cache()
+        _collect()
         warnings.warn(f"out of memory: training again with each batch in {parts} parts, which are the same updates", stacklevel=3)
 
 # %% ../nbs/02_train.ipynb #0de280df

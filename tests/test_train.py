@@ -76,13 +76,14 @@ class Kill(TrainerCallback):
         if state.global_step == self.step: raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("step", [3, 6])
-def test_resume_continues_the_same_trajectory(tmp_path, passages, step):
+@pytest.mark.parametrize("step, order", [(3, "random"), (6, "random"), (9, "group_by_length")])
+def test_resume_continues_the_same_trajectory(tmp_path, passages, step, order):
     rows = [r | dict(labels=float(t)) for r, t in zip(tokenise(passages[:20], "text", tiny_tokenizer(), 24), passages.target)]
 
     def trainer(folder, *callbacks):
         torch.manual_seed(0)
-        args = TrainingArguments(folder, save_steps=2, report_to="none", use_cpu=True, eval_strategy="steps", eval_steps=3, gradient_accumulation_steps=2, disable_tqdm=True)
+        args = TrainingArguments(folder, save_steps=2, report_to="none", use_cpu=True, eval_strategy="steps", eval_steps=3, gradient_accumulation_steps=2, disable_tqdm=True,
+                                 train_sampling_strategy=order)
         return AdvTrainer(tiny_model("bert"), args, recipe=Recipe(learning_rate=1e-3, epochs=2, batch_size=4) + LayerDecay(0.9), train_dataset=rows,
                           eval_dataset=rows[:4], data_collator=DataCollatorWithPadding(tiny_tokenizer()), callbacks=list(callbacks))
 

@@ -41,7 +41,8 @@ def train(folder, world, kind, rows, micro, accumulation):
     trainer.train()
     logs = [(h["loss"], h["grad_norm"], h["learning_rate"]) for h in trainer.state.log_history if "loss" in h]
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    return dict(logs=torch.tensor(logs), weights=weights, predictions=torch.tensor(trainer.predict(data[:9]).predictions))
+    return dict(logs=torch.tensor(logs), weights=weights, predictions=torch.tensor(trainer.predict(data[:9]).predictions),
+                eval_loss=torch.tensor([trainer.evaluate(data[:n])["eval_loss"] for n in (1, 4, 7, 9)]))
 
 
 if __name__ == "__main__":
