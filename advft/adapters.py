@@ -31,22 +31,25 @@ def layer_linears(
 ) -> dict: # Path -> nn.Linear or transformers' Conv1D
     "The linear layers inside the layers of a model whose weight is floating-point and nobody else's."
     from transformers.pytorch_utils import Conv1D # GPT-2's linear layer
+    linear = lambda m: type(m) is Conv1D or isinstance(m, nn.Linear) and type(m).forward is nn.Linear.forward
+    uncalled = {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)} # torch's attention reads its weight
     stack = layer_stack(model)
     below = len(stack) - check_in("full_layers", full_layers, f"[0, {len(stack)}]", int)
-    inside = {m for layer in stack.layers[:below] for m in layer.modules()}
+    inside = {m for layer in stack.layers[:below] for m in layer.modules()} - uncalled
     owners = Counter(p for m in model.modules() for p in m.parameters(recurse=False))
     own = lambda w: owners[w] == 1 and w.is_floating_point()
-    return {n: m for n, m in model.named_modules() if m in inside and type(m) in (nn.Linear, Conv1D) and own(m.weight)}
+    return {n: m for n, m in model.named_modules() if m in inside and linear(m) and own(m.weight)}
 
 # %% ../nbs/46_adapters.ipynb #0e2ea79a
 def _chosen(linears, targets):
     "Those of the linear layers that are asked for, by the end of their path."
     if targets is None: return linears
-    targets = [targets] if isinstance(targets, str) else list(targets)
+    names = [targets] if isinstance(targets, str) else list(targets) if isinstance(targets, (list, tuple, set)) else []
+    if not names: raise ValueError(f"`targets` must be the end of a path, or several, or None for every linear layer, got {targets!r}")
     ends = lambda path, target: f".{path}".endswith(f".{target}")
-    for t in targets:
+    for t in names:
         if not any(ends(n, t) for n in linears): check_one_of("target", t, sorted({n.rpartition(".")[2] for n in linears}))
-    return {n: m for n, m in linears.items() if any(ends(n, t) for t in targets)}
+    return {n: m for n, m in linears.items() if any(ends(n, t) for t in names)}
 
 # %% ../nbs/46_adapters.ipynb #7e039fff
 def adapter_layers(
@@ -87,6 +90,9 @@ def _widen(layer):
     rows = base.float().T if layer.fan_in_fan_out else base.float()
     for m in layer.lora_magnitude_vector.values(): m.weight.data = torch.linalg.norm(rows, dim=1)
 
+def _no_fast_path(layer, inputs):
+    "A hook that does nothing; where torch's encoder layer finds one, it calls its linear layers instead of reading their weights."
+
 def _inject(model, linears, **settings):
     "Let peft put adapters on these layers, and freeze all else."
     from transformers.pytorch_utils import Conv1D
@@ -95,7 +101,7 @@ def _inject(model, linears, **settings):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fan_in_fan_out|.is_gradient_checkpointing") # peft turns the first for each layer
         _peft().inject_adapter_in_model(config, model)
-    for m in adapter_layers(model).values(): _widen(m)
+    for m in adapter_layers(model).values(): _widen(m), m.register_forward_pre_hook(_no_fast_path)
     return _put(model, {m.get_base_layer(): m for m in adapter_layers(model).values()}) # where a layer stands twice
 
 # %% ../nbs/46_adapters.ipynb #f833dfb3
@@ -110,12 +116,12 @@ def add_adapters(
 ) -> nn.Module: # `model`, of which only adapters, head and full layers train
     "Put adapters on a model and freeze what they adapt. Call it before the optimizer is built; raises `ValueError` where it cannot work."
     _check_knobs(kind, rank, alpha, dropout), _check_plain(model)
-    linears, stack = _chosen(layer_linears(model, full_layers), targets), layer_stack(model)
+    linears, stack = layer_linears(model, full_layers), layer_stack(model)
     if not linears:
         raise ValueError(f"{type(model).__name__} has no linear layer to put adapters on; lower `full_layers`, or leave adapters away")
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     kept = [model.get_parameter(n) for n in trained if stack.depth[n] > len(stack) - full_layers]
-    _inject(model, linears, r=rank, lora_alpha=alpha, lora_dropout=dropout, use_dora=kind == "dora")
+    _inject(model, _chosen(linears, targets), r=rank, lora_alpha=alpha, lora_dropout=dropout, use_dora=kind == "dora")
     for p in kept: p.requires_grad_()
     model._trained_before = trained
     return model
