@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd
 
 from .core import Technique, check_in, check_one_of
-from .data import text_columns
+from .data import _complain, _is_text, _need, text_columns
 
 # %% ../nbs/47_long_texts.ipynb #382d5101
 def share_room(
@@ -62,10 +62,19 @@ def _room(tokenizer, max_length, texts):
     if max_length >= special + texts: return max_length - special
     raise ValueError(f"`max_length` must be {special + texts} or more for {texts} text(s) and {special} special tokens, got {max_length}")
 
+def _strings(texts, name="texts"):
+    "The texts as a list; raises `ValueError` for anything that is not text."
+    if isinstance(texts, (str, pd.DataFrame)) or not np.iterable(texts):
+        raise ValueError(f"`{name}` must be a list of texts or a column, got {str(texts)[:20]!r}")
+    name, texts = getattr(texts, "name", None) or name, list(texts)
+    _complain(name, "hold text", [not _is_text(t) for t in texts], pd.Series(texts, dtype=object),
+              "fill or remove these rows; give the second texts of pairs as a list of their own")
+    return texts
+
 def _uncut(tokenizer, texts, pairs=None):
     "Of each text, or pair, the whole row, the places of its special tokens, and those of the tokens of each text."
-    if isinstance(texts, str): raise ValueError(f"`texts` must be a list of texts, got {texts[:20]!r}; put it into a list")
-    if not len(texts): return []
+    texts, pairs = _strings(texts), None if pairs is None else _strings(pairs, "pairs")
+    if not texts: return []
     found = tokenizer(texts, pairs, return_special_tokens_mask=True, verbose=False) # else it may say that texts are too long
     masks, rows = found.pop("special_tokens_mask"), [dict(zip(found, row)) for row in zip(*found.values())]
     special = tokenizer.num_special_tokens_to_add(pairs is not None)
@@ -84,7 +93,7 @@ def _pick(row, special, parts, chosen):
 # %% ../nbs/47_long_texts.ipynb #3eba4a4e
 def truncate(
     tokenizer, # A tokenizer of transformers
-    texts: list, # Texts
+    texts: list, # Texts, or a column of them
     pairs: list = None, # Their second texts, or None
     max_length: int = 512, # Tokens of a row at most, special tokens included
     keep: str = "head", # "head", "tail" or "head_tail"
@@ -101,7 +110,7 @@ def truncate(
 # %% ../nbs/47_long_texts.ipynb #f2323282
 def chunks(
     tokenizer, # A tokenizer of transformers
-    texts: list, # Texts
+    texts: list, # Texts, or a column of them
     pairs: list = None, # Their second texts, or None
     max_length: int = 512, # Tokens of a chunk at most, special tokens included
     overlap: float = 0.25, # Share of its text that a chunk has in common with the next one, at least
@@ -115,24 +124,30 @@ def chunks(
         for window in chunk_windows(len(parts[long]), max(1, shares[long]), overlap, most):
             rows.append(_pick(row, special, parts, [window if j == long else range(s) for j, s in enumerate(shares)]))
             owner.append(i)
-    return rows, np.array(owner)
+    return rows, np.array(owner, dtype=int)
 
 # %% ../nbs/47_long_texts.ipynb #ccfc1ae6
-def _columns(table, text): return [table[c].tolist() for c in text_columns(text)]
+def _columns(table, text):
+    "The text columns of a table; raises `ValueError` if one is missing."
+    names = text_columns(text, table.columns)
+    for n in names: _need(table, n, "text")
+    return [table[n] for n in names]
 
 def truncation_report(
-    table, # DataFrame with the text columns, or a list of texts
-    text, # The text column, or two for a pair; None for a list
+    table, # DataFrame with the text columns, or texts alone
+    text, # The text column, or two for a pair; None for texts alone
     tokenizer, # A tokenizer of transformers
     max_length=(128, 256, 512), # Tokens of a row at most, special tokens included; one or several
 ): # DataFrame, a row for each `max_length`
     "How many texts would be cut, how much of them would be lost, and how long they are (median, 90%, 99%, longest)."
-    if text is None and isinstance(table, pd.DataFrame): raise ValueError("`text` must name the text column of a table, got None")
-    if not len(table): raise ValueError("`table` must hold one text or more, got none")
-    columns = [list(table)] if text is None else _columns(table, text)
+    if (text is None) == isinstance(table, pd.DataFrame):
+        raise ValueError(f"`text` must name the text column of a DataFrame, and be None for a list, got {text!r} for a {type(table).__name__}")
+    columns, limits = [_strings(table, "table")] if text is None else _columns(table, text), np.atleast_1d(max_length)
+    if not len(columns[0]): raise ValueError("`table` must hold one text or more, got none")
+    if not len(limits): raise ValueError(f"`max_length` must be one length or more, got {max_length!r}")
     lengths, rows = np.array([len(row["input_ids"]) for row, *_ in _uncut(tokenizer, *columns)]), []
     spread = dict(zip(("median", "90%", "99%", "longest"), np.quantile(lengths, (0.5, 0.9, 0.99, 1)).astype(int)))
-    for limit in np.atleast_1d(max_length):
+    for limit in limits:
         over, special = np.maximum(lengths - limit, 0), limit - _room(tokenizer, limit, len(columns))
         cut = dict(cut=(over > 0).sum(), share_cut=(over > 0).mean(), share_lost=over.sum() / max(1, (lengths - special).sum()))
         rows.append(dict(max_length=limit, texts=len(lengths)) | cut | spread)

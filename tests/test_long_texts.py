@@ -163,6 +163,15 @@ def test_padded_batches(name):
 
 
 @pytest.mark.parametrize("name", EVERYONE)
+def test_columns_and_arrays(name):
+    t, some = EVERYONE[name], ["abc " * 9, "a b"]
+    for of in pd.Series(some, index=[7, 7]), np.array(some), np.array(some, dtype=object):
+        assert truncate(t, of, of, max_length=9) == truncate(t, some, some, max_length=9)
+    for odd in None, np.nan, 3, ["a"], "\ud800":
+        with pytest.raises(ValueError, match=r"`pairs` must hold text; 1 of 2 rows break this \(first: row 2"): chunks(t, some, ["a", odd])
+
+
+@pytest.mark.parametrize("name", EVERYONE)
 def test_no_warnings(name, caplog):
     t, log = EVERYONE[name], logging.getLogger("transformers")
     transformers.utils.logging.set_verbosity_warning()
