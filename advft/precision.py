@@ -62,13 +62,15 @@ _DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)
 
 @contextlib.contextmanager
 def _weights_in(module, dtype):
-    "The parameters in another type; the very same numbers come back afterwards."
+    "The parameters in another type; the very same parameters and buffers come back afterwards."
     kept = {p: p.data for p in module.parameters() if p.is_floating_point()}
+    buffers = {m: dict(m._buffers) for m in module.modules()} # which some models replace in their forward pass
     try:
         for p in kept: p.data = p.data.to(dtype)
         yield
     finally:
         for p, data in kept.items(): p.data = data
+        for m, held in buffers.items(): m._buffers = held
 
 # %% ../nbs/43_precision.ipynb #a3fe1775
 @contextlib.contextmanager
