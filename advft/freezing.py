@@ -230,7 +230,7 @@ class Thaw(Callback):
         until: float = 0.5, # When everything trains: a share of the training if a float below 1, else whole epochs
         stages: int = None, # Stages before that; None: one for each layer, and one for the embeddings
     ):
-        check_start(until)
+        check_start(until, "until")
         if stages is not None: check_in("stages", stages, "[1, inf)", int)
         self.until, self.stages, self.unfreezing = until, stages, None
 

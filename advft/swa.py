@@ -160,10 +160,12 @@ def load_state_dict(self: ConstantPhase,
 # %% ../nbs/16_swa.ipynb #097fa6ba
 def check_start(
     start, # A knob
+    name: str = "start", # What to call it in the error
 ): # `start`
     "Raise `ValueError` unless this is a share of the training in [0, 1) or whole epochs."
-    if isinstance(start, float) and start < 1: return check_in("start", start, "[0, 1)")
-    return check_in("start", start, "[0, inf)", int)
+    share = isinstance(start, float) and start < 1
+    try: return check_in(name, start, "[0, 1)") if share else check_in(name, start, "[0, inf)", int)
+    except ValueError: raise ValueError(f"`{name}` must be a share of the training in [0, 1) or whole epochs, got {start!r}") from None
 
 def phase_start(
     start: float, # A share of the training if a float below 1, else whole epochs, counted from 0
