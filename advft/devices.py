@@ -27,10 +27,10 @@ def processes() -> Processes:
     joined, state = _joined(), _accelerate()
     together = state.get("num_processes", torch.distributed.get_world_size() if joined else 1)
     device = state.get("device") or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    return Processes(int(os.environ.get("WORLD_SIZE", 1)), together, _rank(), torch.distributed.get_backend() if together > 1 and joined else None, str(device))
+    return Processes(int(os.environ.get("WORLD_SIZE") or 1), together, _rank(), torch.distributed.get_backend() if together > 1 and joined else None, str(device))
 
 def _joined(): return torch.distributed.is_available() and torch.distributed.is_initialized()
-def _rank(): return torch.distributed.get_rank() if _joined() else int(os.environ.get("RANK", 0))
+def _rank(): return torch.distributed.get_rank() if _joined() else int(os.environ.get("RANK") or 0)
 def _accelerate():
     "What accelerate has set up in this process; empty before."
     module = sys.modules.get("accelerate.state")
