@@ -1,8 +1,12 @@
 "Small tables and tiny models that several tests use."
 import pytest, torch, transformers
+from hypothesis import settings
 
 from advft.core import tiny_model, tiny_tokenizer
 from advft.data import leveled_passages, sample_groups
+
+settings.register_profile("same examples each time", derandomize=True)
+settings.load_profile("same examples each time") # --hypothesis-profile=default looks for new ones
 
 
 @pytest.fixture(autouse=True)
