@@ -342,6 +342,8 @@ def _build(cls, name, args, kwargs):
     if len(args) > len(knobs): raise ValueError(f"{name} takes at most {len(knobs)} values ({', '.join(knobs)}), got {len(args)}")
     twice = set(knobs[:len(args)]) & set(kwargs)
     if twice: raise ValueError(f"{name} got `{min(twice)}` twice; give it once")
+    lack = [f.name for f in _knobs(cls)[len(args):] if f.default is MISSING and f.name not in kwargs]
+    if lack: raise ValueError(f"{name} needs `{lack[0]}`; give it, as in {name}({lack[0]}=...)")
     try: return cls(*map(_freeze, args), **{k: _freeze(v) for k, v in kwargs.items()})
     except TypeError as e: raise ValueError(f"{name} cannot take these values: {e}") from e
 
@@ -403,10 +405,11 @@ def _repr_markdown_(self: Recipe):
 
 # %% ../nbs/00_core.ipynb #fb8d3f84
 def technique_table(): # DataFrame: name, knobs with their defaults, what it does, seats, module
-    "The techniques of the package, a row each."
+    "The techniques of the package, a row each; a knob without a default must be given."
     import pandas as pd
     import_module("advft.all")
-    knobs = lambda cls: [f"{f.name}={_literal(f.default)}" for f in _knobs(cls)] + ["..." for f in fields(cls) if f.metadata.get("more")]
+    knob = lambda f: f.name if f.default is MISSING else f"{f.name}={_literal(f.default)}"
+    knobs = lambda cls: [knob(f) for f in _knobs(cls)] + ["..." for f in fields(cls) if f.metadata.get("more")]
     rows = [dict(name=n, knobs=", ".join(knobs(cls)), what=inspect.getdoc(cls),
                  seats=", ".join(cls.seats()), module=cls.__module__)
             for n, classes in sorted(Technique.registry.items()) for cls in classes if cls.__module__.startswith("advft.")]

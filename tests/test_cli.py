@@ -156,6 +156,7 @@ BOTH = [ # for `ladder good.csv --model tiny` and `train good.csv --model tiny -
     ("--recipe \"layer_decay('high')\"",     "`layer_decay` must be a number in (0, 1], got 'high'"),
     ("--recipe \"layer_decay(convention='blogs')\"", "unknown convention 'blogs'"),
     ("--recipe 'layer_decay(1, 2, 3, 4)'",   "at most 3 values"),
+    ("--recipe 'token_budget()'",            "token_budget needs `max_tokens`; give it, as in token_budget(max_tokens=...)"),
     ("--recipe 'layer_decay(1, layer_decay=1)'", "`layer_decay` twice"),
     ("--recipe 'recipe(epochs=0)'",          "`epochs` must be a number in (0, inf), got 0"),
     ("--recipe 'recipe(batch_size=1.5)'",    "`batch_size` must be a whole number"),
@@ -310,6 +311,7 @@ def test_every_help_has_an_example(capfd, command):
 def test_techniques(capfd):
     code, out, err = advft("techniques", capfd)
     assert (code, err) == (0, "") and "layer_decay(layer_decay=0.9, " in out and "pooling('wk', mode='official', " in out
+    assert "token_budget(max_tokens, window=50)" in out and "object at" not in out
 
 def test_probe(place, capfd):
     "Its table and picture, its features read again, and JSON alone on stdout."
