@@ -6,10 +6,10 @@
 __all__ = ['SEATS', 'SINGLE_SEATS', 'STAGES', 'ENGINE_EVENTS', 'FILLER', 'MINILM_DIGEST', 'MINILM_HUB', 'TINY', 'check_in',
            'check_one_of', 'Technique', 'Callback', 'steps_per_epoch', 'Rung', 'Recipe', 'find_technique',
            'technique_table', 'file_digest', 'find_model', 'check_tokenizer', 'model_digest', 'tiny_model',
-           'tiny_tokenizer', 'write_whole', 'leave_with_parent']
+           'tiny_tokenizer', 'write_whole', 'disk_full', 'leave_with_parent', 'warnings_as_notes', 'start_worker']
 
 # %% ../nbs/00_core.ipynb #a070ba4b
-import ast, hashlib, inspect, json, os, sys, threading, time
+import ast, errno, hashlib, inspect, json, os, sys, threading, time, warnings
 from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache
@@ -555,11 +555,22 @@ def write_whole(
     path, # Where the file shall be
     content, # Text or bytes
 ):
-    "Write a file so that no reader ever sees half of it."
+    "Write a file so that no reader ever sees half of it, and that nothing is left of one that could not be written."
     beside = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.tmp")
-    with open(beside, "wb") as f:
-        f.write(content.encode() if isinstance(content, str) else content); f.flush(); os.fsync(f.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as f:
+            f.write(content.encode() if isinstance(content, str) else content); f.flush(); os.fsync(f.fileno())
+        os.replace(beside, path)
+    except BaseException as e:
+        beside.unlink(missing_ok=True)
+        if disk_full(e): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from e # a write names no file
+        raise
+
+def disk_full(
+    error, # An exception
+) -> bool:
+    "Whether it says that a disk is full; libraries written in Rust say so in errors of their own."
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
 
 # %% ../nbs/00_core.ipynb #3763e57f
 def leave_with_parent(
@@ -572,3 +583,18 @@ def leave_with_parent(
         while os.getppid() == parent: time.sleep(0.5)
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
+
+# %% ../nbs/00_core.ipynb #e95af749
+def warnings_as_notes():
+    "From here on a warning is a line `note: TEXT` on stderr, and each text comes once."
+    said = set()
+    def note(message, *rest, **kwargs):
+        text = " ".join(str(message).split())
+        if text not in said: said.add(text); print("note:", text, file=sys.stderr, flush=True)
+    warnings.showwarning = note
+
+def start_worker(
+    parent: int, # Process number
+):
+    "What a worker does first: watch its parent, and turn warnings into notes."
+    leave_with_parent(parent); warnings_as_notes()

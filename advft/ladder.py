@@ -26,7 +26,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 
 import advft
-from .core import Recipe, Rung, check_in, check_one_of, check_tokenizer, file_digest, find_model, leave_with_parent, model_digest, write_whole
+from .core import Recipe, Rung, check_in, check_one_of, check_tokenizer, disk_full, file_digest, find_model, model_digest, start_worker, write_whole
 from .data import METRICS, infer_task, leveled_passages, metric_for, read_table, sample_groups, score, split_folds, table_facts, text_columns
 from .layer_decay import LayerDecay
 from .banded_decay import BandedDecay
@@ -351,7 +351,9 @@ def _record(job, rung, trial, path):
         write_whole(path.with_suffix(".csv"), predictions.to_csv(index=False))
         digest = file_digest(path.with_suffix(".csv"), 16)
     except KeyboardInterrupt: raise
-    except BaseException as e: error = " ".join(f"{type(e).__name__}: {e}".split())[:500]
+    except BaseException as e:
+        if disk_full(e): raise
+        error = " ".join(f"{type(e).__name__}: {e}".split())[:500]
     cost = dict(seconds=round(time.perf_counter() - start, 2), cpu_seconds=round(time.process_time() - cpu, 2))
     if halved: cost["halved"] = halved
     write_trial(path, trial, scores, cost, error, job.threads, digest)
@@ -506,7 +508,7 @@ def _in_workers(job, pairs, jobs, report):
     from joblib.externals.loky import get_reusable_executor
     env = {f"{lib}_NUM_THREADS": str(job.threads) for lib in ("OMP", "MKL", "OPENBLAS")} | dict(TOKENIZERS_PARALLELISM="false")
     env["THP_MEM_ALLOC_ENABLE"] = "1" # huge pages for torch's tensors, where Linux has them: fewer page faults
-    workers = get_reusable_executor(jobs, timeout=30, initializer=leave_with_parent, initargs=(os.getpid(),), env=env)
+    workers = get_reusable_executor(jobs, timeout=30, initializer=start_worker, initargs=(os.getpid(),), env=env)
     waiting, running, found = list(pairs), {}, {}
     try:
         while waiting or running:
@@ -516,7 +518,7 @@ def _in_workers(job, pairs, jobs, report):
                 trial = running.pop(future)
                 found[trial] = _status(job, trial, future)
                 if found[trial] != "busy": report(trial, found[trial])
-    except KeyboardInterrupt: workers.shutdown(wait=True, kill_workers=True); raise
+    except (KeyboardInterrupt, OSError): workers.shutdown(wait=True, kill_workers=True); raise
     return found
 
 def _status(job, trial, future):
@@ -524,6 +526,7 @@ def _status(job, trial, future):
     try: return future.result()
     except _died(): raise
     except Exception as e:
+        if disk_full(e): raise
         write_failed(job, trial, f"{type(e).__name__}: {e}")
         return "done"
 

@@ -349,6 +349,42 @@ def test_training_that_diverges(place, capfd):
     assert (code, out) == (1, "") and "diverged" in err and "Traceback" not in err and not Path("model").exists()
 
 
+# --- a full disk: its name, what to do, and nothing that is in the way of the same command
+
+FULL = OSError(28, "No space left on device")
+RUST = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+def fails(error):
+    def call(*args, **kwargs): raise error
+    return call
+
+@pytest.mark.parametrize("error", [FULL, RUST], ids=["Python", "Rust"])
+@pytest.mark.parametrize("there", [False, True])
+def test_no_room_for_a_model(place, capfd, monkeypatch, error, there):
+    if there: Path("model").mkdir()
+    before = content(place)
+    command = "train good.csv --model tiny --out model --recipe 'recipe(epochs=1, max_length=16)'"
+    with monkeypatch.context() as m:
+        m.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", fails(error)) # the weights are there by then
+        code, out, err = advft(command, capfd)
+    assert (code, out) == (2, "") and err.endswith("advft: no space left on the disk for model; free some and run the same command again\n")
+    assert content(place) == before and advft(command, capfd)[0] == 0
+
+def test_what_others_saved_meanwhile_stays(place, capfd, monkeypatch):
+    monkeypatch.setattr("advft.train.fine_tune", lambda *args, **kwargs: shutil.copytree("fitted", "model"))
+    before = content(place/"fitted")
+    code, out, err = advft("train good.csv --model tiny --out model", capfd)
+    assert (code, out) == (2, "") and "must be a new or empty folder" in err and content(place/"model") == before
+
+@pytest.mark.parametrize("command, name", [("predict fitted good.csv --out p.csv", "p.csv"),
+                                           ("ladder good.csv --model tiny", "runs/good/ladder.json")])
+def test_no_room_for_a_file(place, capfd, monkeypatch, command, name):
+    monkeypatch.setattr("os.fsync", fails(FULL))
+    code, out, err = advft(command, capfd)
+    assert (code, out) == (2, "") and f"advft: no space left on the disk for {name}; free some" in err
+    assert not Path(name).exists() and not list(place.rglob("*.tmp"))
+
+
 # --- trials that fail
 
 class Breaks(Rung):
@@ -375,6 +411,12 @@ class Recovers(Rung):
     def __init__(self, path): self.path = path
     def fit(self, train, valid, seed):
         if not Path(self.path).exists(): raise OSError("the disk is on strike")
+        return MeanRung().fit(train, valid, seed)
+
+class NoRoom(Recovers):
+    "Works once there is room."
+    def fit(self, train, valid, seed):
+        if not Path(self.path).exists(): raise FULL
         return MeanRung().fit(train, valid, seed)
 
 ERRORS = {"breaks with RuntimeError": "RuntimeError: two lines", "breaks with MemoryError": "MemoryError: two lines",
@@ -435,7 +477,14 @@ def test_a_rung_that_calls_exit_ends_only_its_trial(tmp_path, tiny_bert):
     ladder = climb(tiny_bert, tmp_path, ("breaks with SystemExit", "mean"))
     assert ladder.table().failed.tolist() == [2, 0] and all("SystemExit" in t["error"] for t in ladder.failed)
 
-def test_failed_trials_at_the_command_line(place, capfd):
+def test_a_full_disk_ends_the_ladder_and_is_no_trials_fault(tmp_path, tiny_bert):
+    def run(): return run_ladder(GOOD, [NoRoom(str(tmp_path/"room"))], folds=2, model=str(tiny_bert), out=tmp_path/"out", jobs=2, progress=False)
+    with pytest.raises(OSError, match="No space left"): run()
+    assert not list(tmp_path.glob("out/trials/*.json"))
+    (tmp_path/"room").touch()
+    assert run().failed == [] and not list(tmp_path.glob("out/trials/*.tmp"))
+
+def test_failed_trials_at_the_command_line(place, capfd, monkeypatch):
     "Exit code 1 for as long as a failed trial is in the folder; JSON on stdout, progress on stderr."
     recipe = "recipe(learning_rate=1e30, epochs=2, batch_size=4, max_length=16)"
     command = f"ladder good.csv --target level --model tiny --folds 2 --jobs 2 --json --recipe '{recipe}'"
@@ -475,3 +524,9 @@ def test_an_interrupt_does_not_wait_for_a_long_trial(place):
     while not all(map(gone, workers)) and time.time() - start < 25: time.sleep(0.1)
     assert all(map(gone, workers))
     assert [t["error"] for t in map(read_trial, finished())] == [None] * len(finished()) # the endless one did not fail
+
+def test_an_interrupted_training_starts_anew(place, capfd, monkeypatch):
+    monkeypatch.setattr("advft.train.fine_tune", fails(KeyboardInterrupt()))
+    before = content(place)
+    code, out, err = advft("train good.csv --model tiny --out model", capfd)
+    assert (code, out, err) == (130, "", "interrupted; nothing was written, and the same command starts anew\n") and content(place) == before

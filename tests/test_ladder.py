@@ -114,3 +114,23 @@ def test_two_commands_do_no_trial_twice(place, tiny_bert):
     fits = (folder/"fits.txt").read_text().splitlines()
     assert len(fits) == 16 and len(trials(place, "both")) == 16
 
+
+WARNS = """
+import sys, warnings
+from advft.core import Rung
+from advft.ladder import MeanRung, run_ladder
+
+class Warns(Rung):
+    name = "warns"
+    def fit(self, train, valid, seed):
+        for text in ("this is\\nodd", "that too", "this is\\nodd"): warnings.warn(text)
+        return MeanRung().fit(train, valid, seed)
+
+run_ladder("table.csv", [Warns()], folds=2, group="topic", model=sys.argv[1], out="warned", jobs=1, progress=False)
+"""
+
+
+def test_a_worker_says_each_warning_once_in_one_line(place, tiny_bert):
+    (place[0]/"warns.py").write_text(WARNS)
+    done = subprocess.run([sys.executable, "-W", "always", "warns.py", str(tiny_bert)], cwd=place[0], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.splitlines() == ["note: this is odd", "note: that too"]
