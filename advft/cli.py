@@ -118,7 +118,8 @@ def report(
     "Print a ladder on stdout, and on stderr where its files are."
     import numpy as np
     rows = found.table().replace({np.nan: None}).to_dict("records")
-    print(json_format.dumps([r | dict(out=str(found.out)) for r in rows], indent=1) if as_json else found.show())
+    width = min(120, shutil.get_terminal_size().columns)
+    print(json_format.dumps([r | dict(out=str(found.out)) for r in rows], indent=1) if as_json else found.show(width))
     say(f"\nfigure {found.out/'ladder.png'}, table {found.out/'table.csv'}, one JSON a trial in {found.out/'trials'}")
 
 # %% ../nbs/72_cli.ipynb #3f00da29

@@ -621,28 +621,30 @@ def show(self: Ladder,
     test, valid = self.scores("test").groupby("fold").mean(), self.scores("valid").groupby("fold").mean()
     each = [[name] + [f"{_number(a)} ({_number(b)})" if a == a else "" for a, b in zip(test[name], valid[name])] for name, _ in self.rungs]
     heads, fit = [f"fold {k}" for k in test.index], max(1, (width - 18) // 15)
-    blocks = [_columns(["rung"] + heads[i:i + fit], [r[:1] + r[1 + i:1 + i + fit] for r in each], 18) for i in range(0, len(heads), fit)]
-    return "\n\n".join([_columns(head, rows, 18), "each fold's test score (validation in brackets)", *blocks, *self._knobs_beside(),
+    blocks = [_columns(["rung"] + heads[i:i + fit], [r[:1] + r[1 + i:1 + i + fit] for r in each], 18, width) for i in range(0, len(heads), fit)]
+    return "\n\n".join([_columns(head, rows, 18, width), "each fold's test score (validation in brackets)", *blocks, *self._knobs_beside(width),
                         *(fill(c, width) for c in self.caveats().splitlines())])
 
 @patch
-def _knobs_beside(self: Ladder):
+def _knobs_beside(self: Ladder, width):
     "The posts' numbers beside ours, as text, if this is the published ladder."
     found = posts_beside({name: json.loads(recipe) for name, recipe in self.rungs})
     if not set(found.rung) - {"basic", "control"}: return []
     rows = [[r.rung, _number(r.rmse), r.knob, r.posts, r.here] for r in found.itertuples()]
-    return ["the posts' RMSE and knobs (roberta-base, CommonLit), and the knobs used here", _columns(["rung", "rmse", "knob", "posts", "here"], rows, 16)]
+    return ["the posts' RMSE and knobs (roberta-base, CommonLit), and the knobs used here", _columns(["rung", "rmse", "knob", "posts", "here"], rows, 16, width)]
 
 # %% ../nbs/71_ladder.ipynb #3e86a0ba
 def _number(value, form=".3f"): return "" if pd.isna(value) else f"{round(value, 3) + 0.0:{form}}"
 
-def _columns(head, rows, most):
-    "Names on the left, figures on the right; a name longer than `most` stands on a line of its own."
+def _columns(head, rows, most, width):
+    "Names on the left, figures on the right; a name longer than `most`, or than the figures leave room for, stands above its figures."
     wide = [max(len(r[i]) for r in [head] + rows) for i in range(1, len(head))]
-    first = min(most, max(len(r[0]) for r in [head] + rows))
+    first = max(len(head[0]), min(most, max(len(r[0]) for r in [head] + rows), width - sum(w + 2 for w in wide)))
     figures = lambda r: "  ".join(v.rjust(w) for v, w in zip(r[1:], wide))
-    line = lambda r: f"{r[0]:{first}}  {figures(r)}" if len(r[0]) <= first else f"{r[0]}\n{'':{first}}  {figures(r)}"
+    line = lambda r: f"{r[0]:{first}}  {figures(r)}" if len(r[0]) <= first else f"{_folded(r[0], width)}\n{'':{first}}  {figures(r)}"
     return "\n".join(line(r).rstrip() for r in [head] + rows)
+
+def _folded(name, width): return fill(name, width, subsequent_indent="  ", break_on_hyphens=False) # not within 1e-4
 
 @patch
 def caveats(self: Ladder) -> str:
@@ -663,15 +665,25 @@ def plot(self: Ladder,
 ): # matplotlib Axes
     "Each rung's test scores: a dot a trial, a bar at their mean."
     import matplotlib.pyplot as plt
-    test = self.scores()
-    ax = ax or plt.figure(figsize=(6.5, .42 * len(self.rungs) + 1.1), layout="constrained").gca()
-    for y, (name, _) in enumerate(self.rungs):
+    test, (names, high) = self.scores(), self._rows()
+    ax = ax or plt.figure(figsize=self._size(), layout="constrained").gca()
+    middle = np.cumsum(high) - high / 2 - .5
+    for y, (name, _) in zip(middle, self.rungs):
         ax.plot(test[name], [y] * len(test), "o", color="tab:blue", alpha=.5, ms=5)
         ax.plot(test[name].mean(), y, "|", color="black", ms=16, mew=2)
-    ax.set(yticks=range(len(self.rungs)), yticklabels=[n for n, _ in self.rungs], ylim=(len(self.rungs) - .5, -.5),
+    ax.set(yticks=middle, yticklabels=names, ylim=(high.sum() - .5, -.5),
            xlabel=f"{self.metric} on held-out folds ({'higher' if self.better > 0 else 'lower'} is better)")
     ax.grid(axis="x", alpha=.3)
     return ax
+
+@patch
+def _rows(self: Ladder):
+    "The names of the rungs, folded, and the height of each row of the figure, 1 for a name of one line or two."
+    names = [_folded(n, 36) for n, _ in self.rungs]
+    return names, np.array([max(1, .4 * (n.count("\n") + 1) + .2) for n in names])
+
+@patch
+def _size(self: Ladder): return 6.5, .42 * self._rows()[1].sum() + 1.1
 
 @patch
 def _repr_markdown_(self: Ladder):
@@ -700,7 +712,7 @@ def save(self: Ladder) -> Ladder:
     "Write table.csv and ladder.png beside the trials."
     from matplotlib.figure import Figure
     write_whole(self.out/"table.csv", self.table().to_csv(index=False))
-    figure, picture = Figure(figsize=(6.5, .42 * len(self.rungs) + 1.1), layout="constrained"), io.BytesIO()
+    figure, picture = Figure(figsize=self._size(), layout="constrained"), io.BytesIO()
     self.plot(figure.subplots())
     figure.savefig(picture, format="png", dpi=150)
     write_whole(self.out/"ladder.png", picture.getvalue())

@@ -502,7 +502,9 @@ def test_failed_trials_at_the_command_line(place, capfd, monkeypatch):
     code, again, err = advft(command + " --retry", capfd)
     assert code == 1 and [r["test"] for r in json.loads(again)] == [r["test"] for r in rows]
     assert len(list(Path("runs/good/trials").glob("*.broken"))) == 2
+    monkeypatch.setenv("COLUMNS", "70")
     code, text, err = advft(command.replace("--json", ""), capfd)
+    assert max(map(len, text.splitlines())) <= 70
     assert code == 1 and "2 trial(s) failed" in text and "diverged" in text and "No verdict: 2 folds" in text
 
 
