@@ -1,7 +1,10 @@
-"""What each way to save time or memory costs on a model: `advft.checkpointing.cost_table`, some rounds of it, as medians.
+"""What each way to save time or memory costs on a model:
+`advft.checkpointing.cost_table`, some rounds of it, as medians.
 
-Each setting of each round trains a few steps in a process of its own. A ratio is to plain training of the same round. On a GPU if torch sees one.
-About three minutes for MiniLM on two idle cores with one thread; `--model` takes any name or folder.
+Each setting of each round trains a few steps in a process of its own. A ratio
+is to plain training of the same round. On a GPU if torch sees one. About three
+minutes for MiniLM on two idle cores with one thread; `--model` takes any name
+or folder.
 python benchmarks/costs.py --out nbs/results/costs.json
 """
 import argparse, json, os, platform, subprocess, sys
@@ -15,6 +18,7 @@ from advft.checkpointing import cost_settings, cost_table
 from advft.core import Recipe, find_model, model_digest, write_whole
 from advft.layer_stack import layer_stack
 from advft.train import best_device, load_model
+from options import count, new_file
 
 FIGURES = "seconds", "seconds_ratio", "memory_mb", "memory_ratio"
 
@@ -54,10 +58,10 @@ if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--model", default="minilm", help="name or folder")
     ask.add_argument("--only", nargs="+", help="some settings, by name, beside plain")
-    ask.add_argument("--batch-size", type=int, default=16)
-    ask.add_argument("--max-length", type=int, default=128, help="tokens; the passages have some ninety")
-    ask.add_argument("--steps", type=int, default=3, help="timed steps of each setting")
-    ask.add_argument("--rounds", type=int, default=1)
-    ask.add_argument("--threads", type=int, default=1, help="of torch")
-    ask.add_argument("--out", type=Path, help="a JSON file for the figures")
+    ask.add_argument("--batch-size", type=count, default=16)
+    ask.add_argument("--max-length", type=count, default=128, help="tokens; the passages have some ninety")
+    ask.add_argument("--steps", type=count, default=3, help="timed steps of each setting")
+    ask.add_argument("--rounds", type=count, default=1)
+    ask.add_argument("--threads", type=count, default=1, help="of torch")
+    ask.add_argument("--out", type=new_file, help="a JSON file for the figures")
     main(ask.parse_args())

@@ -1,8 +1,12 @@
-"""How fast fine-tuning with advft is, as ratios of runs that take turns: their median, the quartiles of the pairs, and the floor below each.
+"""How fast fine-tuning with advft is, as ratios of runs that take turns: their
+median, the quartiles of the pairs, and the floor below each.
 
-python benchmarks/efficiency.py [--only step batching ...] [--quick] [--threads N] [--repeats N] [--out nbs/results/efficiency.json]
-On a GPU if torch sees one. What lacks is left out: `cross_encoder` needs pip install -c constraints.txt -e ".[dev,benchmarks]", `mixed` the
-CLEAR corpus ($ADVFT_CLEAR, or a download). The parts stand in efficiency_parts.py. About 18 minutes on two idle cores with one thread, and 4 GB.
+python benchmarks/efficiency.py [--only step batching ...] [--quick]
+    [--threads N] [--repeats N] [--out nbs/results/efficiency.json]
+On a GPU if torch sees one. What lacks is left out: `cross_encoder` needs
+pip install -c constraints.txt -e ".[dev,benchmarks]", `mixed` the CLEAR corpus
+($ADVFT_CLEAR, or a download). The parts stand in efficiency_parts.py. About 18
+minutes on two idle cores with one thread, and 4 GB.
 """
 import argparse, json, logging, os, subprocess, sys, textwrap, time, warnings
 from datetime import date
@@ -15,6 +19,7 @@ import torch, transformers
 from advft.core import write_whole
 from advft.train import best_device
 from efficiency_parts import PARTS
+from options import count, new_file
 
 def line(row):
     "A row of the table, and the facts below it."
@@ -32,7 +37,7 @@ def measure(name, quick, repeats):
             print(line(row), flush=True)
     except (ImportError, OSError) as e:
         found["left_out"] = " ".join(f"{type(e).__name__}: {e}".split())
-        print("   " + textwrap.shorten(f"left out: {found['left_out']}", 77))
+        print(textwrap.fill(f"left out: {found['left_out']}", 80, initial_indent="   ", subsequent_indent="   ", break_long_words=False, break_on_hyphens=False))
     return found | dict(seconds=round(time.perf_counter() - start, 1))
 
 def about(args):
@@ -51,9 +56,9 @@ if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     ask.add_argument("--quick", action="store_true", help="a few steps, once, to see that it runs; its figures mean nothing")
-    ask.add_argument("--threads", type=int, default=1, help="of torch; `ladder` has its own")
-    ask.add_argument("--repeats", type=int, default=3, help="of whole trainings, each with its own seed")
-    ask.add_argument("--out", type=Path, help="a JSON file for the figures")
+    ask.add_argument("--threads", type=count, default=1, help="of torch; `ladder` has its own")
+    ask.add_argument("--repeats", type=count, default=3, help="of whole trainings, each with its own seed")
+    ask.add_argument("--out", type=new_file, help="a JSON file for the figures")
     args = ask.parse_args()
     if args.quick: args.repeats = 1
     warnings.simplefilter("ignore"); logging.disable(logging.WARNING)

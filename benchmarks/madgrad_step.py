@@ -14,6 +14,7 @@ from statistics import median
 import pandas as pd, torch, pytorch_optimizer
 
 from advft.madgrad import MADGRAD
+from options import count, new_file
 
 MADGRAD_FLOATS, ADAMW_FLOATS = 8, 7 # moved a weight: weight, gradient, sums (and start) read; weight and sums written
 ADDED = 2**26 # numbers of the tensors whose addition gives the memory rate; 12 bytes each
@@ -87,7 +88,7 @@ def about(numbers, rounds):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each optimizer at each number of threads")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure at")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--rounds", type=count, default=5, help="steps of each optimizer at each number of threads")
+    parser.add_argument("--threads", type=count, nargs="+", default=[1, 2], help="numbers of threads to measure at")
+    parser.add_argument("--out", type=new_file, help="write the figures to this JSON file")
     main(parser.parse_args())

@@ -1,8 +1,11 @@
-"""Does mixed precision pay, and from which batch size on? Steps of MiniLM in bf16 (fp16 too on a GPU) over those in float32, which take turns.
+"""Does mixed precision pay, and from which batch size on? Steps of MiniLM in
+bf16 (fp16 too on a GPU) over those in float32, which take turns.
 
-A step is forward, backward and AdamW, fused, without Trainer; `infer` is the forward pass alone in evaluation mode, by autocast and with
-the weights converted. Ratios are medians of those of neighbouring steps; below 1, the 16-bit step is the faster one.
-About three minutes on two idle cores with one thread.
+A step is forward, backward and AdamW, fused, without Trainer; `infer` is the
+forward pass alone in evaluation mode, by autocast and with the weights
+converted. Ratios are medians of those of neighbouring steps; below 1, the
+16-bit step is the faster one. About three minutes on two idle cores with one
+thread.
 python benchmarks/precision.py --out nbs/results/precision.json
 """
 import argparse, json, os, platform, subprocess, sys, time
@@ -16,6 +19,7 @@ from advft.core import find_model, model_digest, write_whole
 from advft.data import leveled_passages
 from advft.precision import predict_in
 from advft.train import best_device, load_model, load_tokenizer
+from options import count, new_file
 
 def seconds(call, device):
     "How long a call takes, its work on the device included."
@@ -97,10 +101,10 @@ def main(args):
 if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--model", default="minilm", help="name or folder")
-    ask.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
-    ask.add_argument("--max-length", type=int, default=64, help="tokens, to which all texts are padded")
+    ask.add_argument("--batches", type=count, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    ask.add_argument("--max-length", type=count, default=64, help="tokens, to which all texts are padded")
     ask.add_argument("--formats", nargs="+", choices=["bf16", "fp16"], help="bf16, and on a GPU fp16 too")
-    ask.add_argument("--repeats", type=int, default=5, help="rounds")
-    ask.add_argument("--threads", type=int, default=1, help="of torch")
-    ask.add_argument("--out", type=Path, help="a JSON file for the figures")
+    ask.add_argument("--repeats", type=count, default=5, help="rounds")
+    ask.add_argument("--threads", type=count, default=1, help="of torch")
+    ask.add_argument("--out", type=new_file, help="a JSON file for the figures")
     main(ask.parse_args())

@@ -1,8 +1,11 @@
-"""WK pooling against the last one sentence-transformers had (1.2.1): interleaved runs on the same hidden states, on the CPU.
+"""WK pooling against the last one sentence-transformers had (1.2.1):
+interleaved runs on the same hidden states, on the CPU.
 
-python benchmarks/wk_pooling.py [--threads 1 2] [--repeats 5] [--archive FILE] [--out nbs/results/wk_speed.json]
-The old file is read out of the archive, a wheel or a source archive, and nothing else of it is run;
-where there is no archive yet, pip fetches it. About 3 minutes.
+python benchmarks/wk_pooling.py [--threads 1 2] [--repeats 5] [--archive FILE]
+    [--out nbs/results/wk_speed.json]
+The old file is read out of the archive, a wheel or a source archive, and
+nothing else of it is run; where there is no archive yet, pip fetches it. About
+3 minutes.
 """
 import argparse, importlib.util, json, statistics, subprocess, sys, tarfile, tempfile, time, zipfile
 from datetime import date
@@ -15,6 +18,7 @@ import torch
 import advft
 from advft.core import write_whole
 from advft.wk import WKPooling
+from options import count, new_file
 
 RELEASE, MEMBER = "sentence-transformers==1.2.1", "sentence_transformers/models/WKPooling.py"
 
@@ -98,11 +102,11 @@ def show(row):
 
 if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}), help="default: 1, and what torch takes")
-    ask.add_argument("--repeats", type=int, default=5, help="of the old one, each with five of ours")
-    ask.add_argument("--shape", type=int, nargs=4, default=[13, 32, 128, 768], help="states, sentences, tokens, width")
+    ask.add_argument("--threads", type=count, nargs="+", default=sorted({1, torch.get_num_threads()}), help="default: 1, and what torch takes")
+    ask.add_argument("--repeats", type=count, default=5, help="of the old one, each with five of ours")
+    ask.add_argument("--shape", type=count, nargs=4, default=[13, 32, 128, 768], help="states, sentences, tokens, width")
     ask.add_argument("--archive", "--wheel", type=Path, default=Path.home()/".cache/advft/sentence-transformers-1.2.1", help="wheel or source archive")
-    ask.add_argument("--out", type=Path, help="a JSON file for the figures")
+    ask.add_argument("--out", type=new_file, help="a JSON file for the figures")
     args = ask.parse_args()
     layers, sentences, tokens, width = args.shape
     states, mask = hidden_states(*args.shape), torch.ones(sentences, tokens, dtype=torch.long)
