@@ -3,6 +3,7 @@ import os, tempfile, time
 from collections import deque
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np, torch
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import (AutoModelForSequenceClassification, BertConfig, DataCollatorWithPadding, PrinterCallback, RobertaConfig, Trainer,
                           TrainerCallback, TrainingArguments, get_linear_schedule_with_warmup)
 
-from advft.core import Recipe
+from advft.core import Recipe, Rung
 from advft.data import clear_corpus, leveled_passages
 from advft.evaluation import EvaluateEvery
 from advft.ladder import run_ladder
@@ -271,18 +272,28 @@ def part_compile(quick, repeats):
     pays = f"it pays back after {first / saved:.0f} steps" if saved > 0 else "it never pays back"
     yield row("plain / compiled, a step", took["plain"], took["compiled"], "", f"The first compiled step took {first:.0f} s; {pays}.", first_seconds=first)
 
+class Together(Rung):
+    "Fits when a process for each worker has come, so that each has imported the libraries and trained once."
+    name = "together"
+    def __init__(self, folder, workers): self.folder, self.workers = folder, workers
+    def fit(self, train, valid, seed):
+        Path(self.folder, f"{os.getpid()}.here").touch()
+        while len(list(Path(self.folder).glob("*.here"))) < self.workers: time.sleep(0.01)
+        return SMALL.fit(train, valid, seed)
+
+SMALL = Recipe(epochs=1, batch_size=8, max_length=32)
+
 def part_ladder(quick, repeats):
     "trials a minute of a small ladder, by workers x threads"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     many, table = min(4, max(2, cores)), leveled_passages().head(50 if quick else 100)
-    rungs = dict(plain=Recipe(epochs=1, batch_size=8, max_length=32))
     def timed(workers, threads, turn):
-        def climb(**which):
-            found = run_ladder(table, rungs, folds=2, group="topic", out=out, jobs=workers, progress=False, **which)
+        def climb(rung, **which):
+            found = run_ladder(table, [rung], folds=2, group="topic", out=out, jobs=workers, progress=False, **which)
             if found.failed: raise RuntimeError(f"a trial failed: {found.failed[0]['error']}")
-        with tempfile.TemporaryDirectory() as out, patch("os.sched_getaffinity", lambda _: range(workers * threads), create=True):
-            climb(seeds=range(workers), only=[0]) # each worker imports torch and transformers
-            return seconds(lambda: climb(seeds=(100, 101)))
+        with tempfile.TemporaryDirectory() as out, tempfile.TemporaryDirectory() as meeting, patch("os.sched_getaffinity", lambda _: range(workers * threads), create=True):
+            climb(Together(meeting, workers), seeds=range(workers), only=[0])
+            return seconds(lambda: climb(SMALL, seeds=(100, 101)))
     sizes = [(1, 1), (many, 1)] if quick else [(1, 1), (1, many), (many, 1), (many, many)]
     (_, one), *others = in_turn({size: partial(timed, *size) for size in sizes}, 1 if quick else 2).items()
     for (w, t), times in others:
