@@ -1,8 +1,12 @@
-"""The quick ladder (`advft ladder`) against its floor: the operations of its forward and backward passes at the rate that this machine
-reaches on this model's own matrices, all workers at once, and one import. It also says where the rest goes.
+"""The quick ladder (`advft ladder`) against its floor: the operations of its
+forward and backward passes at the rate that this machine reaches on this
+model's own matrices, all workers at once, and one import. It also says where
+the rest goes.
 
-python benchmarks/quick_ladder.py [--jobs N] [--out nbs/results/quick_ladder.json]
-On the CPU. About 4 minutes on two idle cores; a busy machine makes every figure worse, the ratio too.
+python benchmarks/quick_ladder.py [--jobs N] [--repeats N]
+    [--out nbs/results/quick_ladder.json]
+On the CPU. About 4 minutes a repeat on two idle cores; a busy machine makes
+every figure worse, the ratio too.
 """
 import argparse, json, os, statistics, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +23,7 @@ from advft.core import write_whole
 from advft.data import split_folds
 from advft.ladder import default_rungs, find_model, passages_preset
 from advft.train import load_model, load_tokenizer, tokenise, versions
+from options import count, new_file
 
 KINDS = {"matrix products": ("aten::mm", "aten::addmm"), "attention": ("aten::bmm", "aten::_softmax", "aten::_softmax_backward_data", "aten::where", "aten::all"),
          "dropout": ("aten::bernoulli_", "aten::native_dropout", "aten::mul", "aten::div_"), "optimizer": ("aten::_fused_adamw_",),
@@ -109,10 +114,27 @@ def preparation(table):
     return {"loading the model": fastest(load_model), "the tokenizer": fastest(load_tokenizer), "tokenising": fastest(lambda: tokenise(table, "text", tokenizer, 64))}
 
 
+def runs(jobs, repeats):
+    "Of each repeat the rate before, the ladder, the rate after; one's rate after is the next one's rate before."
+    before = rates(jobs)
+    for _ in range(repeats):
+        ladder, after = climb(jobs), rates(jobs)
+        yield before, ladder, after
+        before = after
+
+
+def beside_floor(operations, start_up, before, wall, trials, after):
+    "A repeat's figures: the floor is at the mean of the two rates."
+    floor = operations / statistics.mean([before, after]) + start_up
+    return dict(rate=dict(before=before, after=after), floor=floor, seconds=wall, ratio=wall / floor, cpu_seconds=sum(t["cost"]["cpu_seconds"] for t in trials),
+                trials=[{k: t[k] for k in ("rung", "fold", "seed", "cost", "error")} for t in trials])
+
+
 if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    ask.add_argument("--out", type=Path, help="a JSON file for the figures")
+    ask.add_argument("--jobs", type=count, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    ask.add_argument("--out", type=new_file, help="a JSON file for the figures")
+    ask.add_argument("--repeats", type=count, default=3, help="ladders, with the rate before and after each")
     args = ask.parse_args()
     torch.set_num_threads(1)
     preset = passages_preset()
@@ -120,18 +142,20 @@ if __name__ == "__main__":
     both, forward = (operations(model, batch_of(8), b) / 8 for b in (True, False))
     counts = passes(preset["table"], preset["folds"], rungs)
     total = sum(b * both + f * forward for b, f in counts.values())
-    before, (wall, trials), after = rates(args.jobs), climb(args.jobs), rates(args.jobs)
-    speed, start_up = statistics.mean([before, after]), statistics.median(import_seconds() for _ in range(3))
-    floor = total / speed + start_up
-    cpu = sum(t["cost"]["cpu_seconds"] for t in trials)
-    shares, prepared = step_shares(model, batch_of(8)), preparation(preset["table"])
-    print(f"{total / 1e12:.1f} TFLOP at {speed / 1e9:.0f} GFLOP/s ({args.jobs} workers; {before / 1e9:.0f} before, {after / 1e9:.0f} after) and one import of {start_up:.1f} s: floor {floor:.0f} s")
-    print(f"the quick ladder took {wall:.0f} s: {wall / floor:.2f} times its floor")
-    print(f"  in its {len(trials)} trials {cpu / args.jobs:.0f} s a worker, {cpu / args.jobs * speed / total:.2f} times their operations; around them {wall - cpu / args.jobs:.0f} s")
+    start_up, repeats = statistics.median(import_seconds() for _ in range(3)), []
+    print(f"{total / 1e12:.1f} TFLOP, and one import of {start_up:.1f} s", flush=True)
+    for before, (wall, trials), after in runs(args.jobs, args.repeats):
+        repeats.append(beside_floor(total, start_up, before, wall, trials, after))
+        print("  {seconds:.0f} s, {ratio:.2f} times the floor of {floor:.0f} s; GFLOP/s".format(**repeats[-1]), f"{before / 1e9:.0f} before, {after / 1e9:.0f} after", flush=True)
+    middle = sorted(repeats, key=lambda r: r["ratio"])[(args.repeats - 1) // 2] # whose figures belong together
+    cpu, trials, speed = middle["cpu_seconds"], middle["trials"], statistics.mean(middle["rate"].values())
+    ratio, shares, prepared = statistics.median(r["ratio"] for r in repeats), step_shares(model, batch_of(8)), preparation(preset["table"])
+    print(f"the quick ladder takes {ratio:.2f} times its floor ({args.jobs} workers), the median of " + ", ".join(f"{r['ratio']:.2f}" for r in repeats))
+    print(f"  in its {len(trials)} trials {cpu / args.jobs:.0f} s a worker, {cpu / args.jobs * speed / total:.2f} times their operations; around them {middle['seconds'] - cpu / args.jobs:.0f} s")
     print(f"  a trial takes {cpu / len(trials):.1f} s in the mean: " + ", ".join(f"{k} {v:.2f} s" for k, v in prepared.items()))
     print("  a training step: " + ", ".join(f"{k} {v:.0%}" for k, v in shares.items()))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip() or None
-    if args.out: write_whole(args.out, json.dumps(dict(command=f"python benchmarks/quick_ladder.py --jobs {args.jobs}", date=date.today().isoformat(), commit=commit, device="cpu",
-        note="The quick ladder's wall time over its floor; see the benchmark.", versions=versions(), jobs=args.jobs, operations=total, rate=dict(before=before, after=after),
-        import_seconds=start_up, floor=floor, seconds=wall, ratio=wall / floor, cpu_seconds=cpu, rows={n: dict(trained=b, read=f) for n, (b, f) in counts.items()},
-        step_shares=shares, preparation_seconds=prepared, trials=[{k: t[k] for k in ("rung", "fold", "seed", "cost", "error")} for t in trials]), indent=1) + "\n")
+    if args.out: write_whole(args.out, json.dumps(dict(command=f"python benchmarks/quick_ladder.py --jobs {args.jobs} --repeats {args.repeats}", date=date.today().isoformat(),
+        commit=commit, device="cpu", note="The quick ladder's wall time over its floor; see the benchmark. ratio: the median of the repeats; what stands beside it is of the repeat in the middle.",
+        versions=versions(), jobs=args.jobs, operations=total, import_seconds=start_up, rows={n: dict(trained=b, read=f) for n, (b, f) in counts.items()}, step_shares=shares,
+        preparation_seconds=prepared, **middle | dict(ratio=ratio), repeats=repeats), indent=1) + "\n")
