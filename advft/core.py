@@ -72,6 +72,7 @@ class Technique:
     "One change to fine-tuning: a frozen dataclass whose fields are its knobs and whose methods take seats."
     stage = "wrap" # where its `model` seat runs, one of `STAGES`
     needs_valid = False # whether it looks at a validation part during training
+    alone = None # what it does that no other technique of a recipe may do, too
     registry = {} # name: the classes that had it, the latest last
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -270,14 +271,15 @@ _RECIPE_RULES = [("learning_rate", "(0, inf)", float), ("epochs", "(0, inf)", fl
 
 # %% ../nbs/00_core.ipynb #75a21d21
 def _sorted_techniques(techniques):
-    "Sorted by name; raises if two want the same single seat or are the same technique."
+    "Sorted by name; raises if two want the same single seat, do what only one may do, or are the same technique."
     owner = {}
     for t in (techniques := sorted(techniques, key=lambda t: t.key)):
-        for seat in [f"{t.key}()"] + [s for s in t.seats() if s in SINGLE_SEATS]: # a technique may be called as its seat is
-            if seat in owner:
-                what = "the same technique twice" if seat == f"{t.key}()" else f"the seat `{seat}` has room for one"
-                raise ValueError(f"{owner[seat]} and {t} cannot be combined: {what}; drop one of them")
-            owner[seat] = t
+        claims = {f"{t.key}()": "the same technique twice"} # a technique may be called as its seat is
+        claims |= {s: f"the seat `{s}` has room for one" for s in t.seats() if s in SINGLE_SEATS}
+        if t.alone: claims[t.alone] = f"both {t.alone}"
+        for claim, why in claims.items():
+            if claim in owner: raise ValueError(f"{owner[claim]} and {t} cannot be combined: {why}; drop one of them")
+            owner[claim] = t
     return tuple(techniques)
 
 # %% ../nbs/00_core.ipynb #898ee003

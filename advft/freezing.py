@@ -296,6 +296,7 @@ class GradualUnfreezing(Technique):
     "Gradual unfreezing: the head trains first, then layer by layer joins from the top down."
     until: float = 0.5 # when everything trains: a share of the training if below 1, else whole epochs
     stages: int = None # stages before that; None: one for each layer, and one for the embeddings
+    alone = "decide when layers begin to train"
 
     def __post_init__(self): Thaw(self.until, self.stages) # checks both
     def arguments(self) -> dict:
@@ -310,6 +311,7 @@ class GradualUnfreezing(Technique):
 class HeadFirst(Technique):
     "Head first, then all: linear probing, then fine-tuning (LP-FT), in one training."
     until: float = 0.3 # when everything trains: a share of the training if below 1, else whole epochs
+    alone = GradualUnfreezing.alone
 
     def __post_init__(self): Thaw(self.until) # checks it
     def arguments(self) -> dict:
