@@ -148,7 +148,7 @@ def test_what_a_broken_stock_training_left_frozen_is_seen(tmp_path):
 
 
 def test_two_unfreezings_are_one_too_many(tmp_path):
-    with pytest.raises(ValueError, match="drop HeadFirst or GradualUnfreezing"): trained(tmp_path, f"{GRADUAL} + {FIRST}")
+    with pytest.raises(ValueError, match="both decide when layers begin to train; drop one of them"): trained(tmp_path, f"{GRADUAL} + {FIRST}")
 
 
 def test_lasting_to_the_end_is_an_error(tmp_path):
