@@ -148,6 +148,7 @@ def train(
     hint(rows, target, task)
     say(f"saved to {out}; predict with: advft predict {out} TABLE")
 
+# %% ../nbs/72_cli.ipynb #a5b1c7f6
 def save_or_clear(
     fitted, # A model with a `save`
     folder, # A new or empty one

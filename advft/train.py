@@ -105,6 +105,7 @@ def compute_loss(self: AdvTrainer, model, inputs, return_outputs=False, num_item
         loss = loss * (terms * divided * self.accelerator.num_processes / num_items_in_batch)
     return (loss, outputs) if return_outputs else loss
 
+# %% ../nbs/02_train.ipynb #a5b1c7f1
 @patch
 def _mean_loss(self: AdvTrainer, model, inputs):
     "Trainer's loss of these rows; a `compute_loss_func` that divides a sum gets the number of their labels."
@@ -253,6 +254,7 @@ def _evaluate_until_it_fits(self: AdvTrainer, *args, **kwargs):
         self.args.per_device_eval_batch_size //= 2
         _collect()
 
+# %% ../nbs/02_train.ipynb #a5b1c7f3
 @patch
 def _get_eval_sampler(self: AdvTrainer, eval_dataset):
     "The data set's own order; Trainer's would follow the `train_sampling_strategy`."
@@ -269,6 +271,7 @@ def prediction_step(self: AdvTrainer, model, inputs, prediction_loss_only, ignor
         loss, *_ = Trainer.prediction_step(self, self.model, inputs, True) # not `model`, whose processes would wait for each other
     return loss, *found
 
+# %% ../nbs/02_train.ipynb #a5b1c7f4
 @patch
 def save_model(self: AdvTrainer, output_dir=None, _internal_call=False):
     "As Trainer's, between two events, with the random state kept."
