@@ -172,8 +172,9 @@ class Steps(transformers.TrainerCallback):
     def on_step_end(self, *event, model=None, **kwargs): self.weights.append({n: p.detach().clone() for n, p in model.named_parameters()})
 
 @KINDS
-def test_resume(kind, tmp_path):
-    recipe = Recipe(learning_rate=1e-2, batch_size=8) + Adapters(kind, 4) + LayerDecay(0.8) + EvaluateEvery(1) + LookaheadSteps(3) + PriorDecay(1.0)
+@pytest.mark.parametrize("others", [[LayerDecay(0.8), EvaluateEvery(1), LookaheadSteps(3), PriorDecay(1.0)], [SWA(0.5)]], ids=["many", "swa"])
+def test_resume(kind, others, tmp_path):
+    recipe = sum(others, Recipe(learning_rate=1e-2, batch_size=8) + Adapters(kind, 4))
     def start(seed, folder, *callbacks):
         torch.manual_seed(seed)
         return trainer(AdvTrainer, tiny_model("bert"), tmp_path/folder, *callbacks, recipe=recipe)
