@@ -18,7 +18,7 @@ from .data import _complain, _is_text, _need, text_columns
 def share_room(
     lengths: list, # Tokens of each text, one or two
     room: int, # Tokens there is room for, special tokens not counted
-    fast: bool = True, # Whether to share as fast tokenizers do, or as those in Python: where both texts are cut, they differ over an odd token
+    fast: bool = True, # As fast tokenizers share, or as those written in Python; where both texts are cut, they give an odd token to different ones
 ) -> list: # Tokens that each text keeps
     "Share out the room as the tokenizer's own truncation does: of a pair the longer text is cut first, until both have half."
     if sum(lengths) <= room: return list(lengths)
@@ -71,6 +71,13 @@ def _strings(texts, name="texts"):
               "fill or remove these rows; give the second texts of pairs as a list of their own")
     return texts
 
+def _columns(table, text):
+    "The text columns of a table; raises `ValueError` if one is missing."
+    names = text_columns(text, table.columns)
+    for n in names: _need(table, n, "text")
+    return [table[n] for n in names]
+
+# %% ../nbs/47_long_texts.ipynb #93d0b7e4
 def _uncut(tokenizer, texts, pairs=None):
     "Of each text, or pair, the whole row, the places of its special tokens, and those of the tokens of each text."
     texts, pairs = _strings(texts), None if pairs is None else _strings(pairs, "pairs")
@@ -127,12 +134,6 @@ def chunks(
     return rows, np.array(owner, dtype=int)
 
 # %% ../nbs/47_long_texts.ipynb #ccfc1ae6
-def _columns(table, text):
-    "The text columns of a table; raises `ValueError` if one is missing."
-    names = text_columns(text, table.columns)
-    for n in names: _need(table, n, "text")
-    return [table[n] for n in names]
-
 def truncation_report(
     table, # DataFrame with the text columns, or texts alone
     text, # The text column, or two for a pair; None for texts alone
@@ -161,7 +162,12 @@ class Truncate(Technique):
     head: float = 0.25 # of "head_tail": the share of the room that the head takes
 
     def __post_init__(self): check_one_of("part to keep", self.keep, PARTS_TO_KEEP), check_in("head", self.head, "[0, 1]")
-    def tokens(self, table, text, tokenizer, max_length):
+    def tokens(self,
+        table, # DataFrame with the text columns
+        text, # The text column, or two for a pair
+        tokenizer, # A tokenizer of transformers
+        max_length, # Tokens of a row at most, special tokens included
+    ): # Rows, and for each the position of its text in the table
         "One row a text."
         rows = truncate(tokenizer, *_columns(table, text), max_length=max_length, keep=self.keep, head=self.head)
         return rows, np.arange(len(table))
@@ -176,6 +182,11 @@ class Chunks(Technique):
     def __post_init__(self):
         check_in("overlap", self.overlap, "[0, 1)")
         if self.most is not None: check_in("most", self.most, "[1, inf)", int)
-    def tokens(self, table, text, tokenizer, max_length):
+    def tokens(self,
+        table, # DataFrame with the text columns
+        text, # The text column, or two for a pair
+        tokenizer, # A tokenizer of transformers
+        max_length, # Tokens of a row at most, special tokens included
+    ): # Rows, and for each the position of its text in the table
         "Its chunks for each text."
         return chunks(tokenizer, *_columns(table, text), max_length=max_length, overlap=self.overlap, most=self.most)

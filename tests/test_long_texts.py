@@ -77,6 +77,9 @@ def test_lengths_special_tokens_and_the_rest_of_the_row(name, some, limit, pair,
         assert len(row["input_ids"]) == min(limit, len(whole_ids)) and {len(v) for v in row.values()} == {len(row["input_ids"])} and set(row["attention_mask"]) <= {1}
         if name in LETTERS: assert [i for i in row["input_ids"] if i in (1, 2)] == [i for i, special in zip(whole_ids, mask) if special]
     assert owner.tolist() == sorted(owner.tolist()) and set(owner) == set(range(len(some)))
+    if not pair: # a text's first chunk is its head, the last one its tail
+        for side, keep, back in ("left", "head", 0), ("right", "tail", 1):
+            assert [rows[i - back] for i in np.searchsorted(owner, range(len(some)), side)] == truncate(t, some, max_length=limit, keep=keep)
 
 
 @quickly
