@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from advft.batching import LengthBatchSampler, in_table_order, length_bias, padded_tokens, padding_report
+from advft.batching import LengthBatchSampler, _ceilings, _deal, _snake, in_table_order, length_bias, padded_tokens, padding_report
 from advft.core import Recipe, tiny_model, tiny_tokenizer
 from advft.train import AdvTrainer
 
@@ -29,6 +29,18 @@ def samplers(draw, world=1):
     if size is None and budget is None: size = 7
     budget = None if budget is None else max(lengths) + budget
     return LengthBatchSampler(lengths, size, draw(st.integers(0, 5)), draw(st.integers(1, 12)), max_tokens=budget)
+
+
+@SMALL
+@given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 9), st.integers(0, 9))
+def test_a_deal_is_even_and_keeps_its_ceilings(n, piles, each, seed):
+    dealt = _deal(n, piles, each, torch.Generator().manual_seed(seed))
+    assert len(dealt) == n and dealt[0] == 0
+    for start in range(0, n, each * piles):
+        group = dealt[start:start + each * piles]
+        assert np.bincount(group, minlength=piles).tolist() == [len(range(pile, len(group), piles)) for pile in range(piles)]
+    snake = _snake([np.flatnonzero(dealt == pile) for pile in range(piles)])
+    assert sorted(snake) == list(range(n)) and (snake >= _ceilings(n, piles, each)).all()
 
 
 @SMALL
