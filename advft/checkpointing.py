@@ -202,7 +202,7 @@ def _train(model, table, recipe, text, steps):
     return meter
 
 # %% ../nbs/44_checkpointing.ipynb #8eb9deca
-WARM_UP = 2 # steps that are not timed: in them the memory that stays is asked for
+WARM_UP = 2 # steps that are not timed: the first ones allocate gradients and optimizer state
 
 def _job(folder):
     "What a fresh process does: read the job, run it, write what it cost or what went wrong."
