@@ -4,14 +4,16 @@ python test_freezing.py FOLDER TERM [find_unused]     one training, also under t
 """
 import copy, os, subprocess, sys, warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd, pytest, torch, transformers
+from accelerate import PartialState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
 from advft.core import TINY, Recipe, tiny_model, tiny_tokenizer
-from advft.freezing import Thaw, Unfreezing, freeze, train_only
+from advft.freezing import Thaw, Unfreezing, _check_processes, freeze, train_only
 from advft.layer_stack import layer_stack
 from advft.train import AdvTrainer, FineTuned, fine_tune
 
@@ -188,6 +190,44 @@ def test_checkpointing_gives_the_same_gradients(reentrant):
         model(**batch).logits.sum().backward()
         assert {n for n, p in model.named_parameters() if p.grad is None} == {n for n, d in layer_of.items() if d <= layers}
         for n, p in model.named_parameters(): assert plain[n] is None or torch.equal(plain[n], p.grad), n
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_checkpointing_keeps_every_gradient_above_the_frozen(architecture):
+    torch.manual_seed(0)
+    model, batch = tiny_model(architecture, 2).train(), tiny_tokenizer()(["We learn.", "How do they work?"], padding=True, return_tensors="pt")
+    freeze(model, layers=1)
+    enable, tried = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable, 0
+
+    def reached():
+        out = model(**batch)
+        (out.logits if "logits" in out else out[0]).float().pow(2).mean().backward()
+        found = {n for n, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        return found
+
+    plain = reached()
+    for reentrant in (False, True)[:1 if architecture == "deberta-v2" else 2]:
+        try: enable(dict(use_reentrant=reentrant))
+        except ValueError: continue # this architecture has none
+        assert reached() == plain
+        tried += 1
+    assert tried or architecture in ("mpnet", "albert", "xlnet")
+
+
+@pytest.mark.parametrize("kind, more, error", [
+    ("MULTI_GPU", {}, None), ("MULTI_GPU", dict(ddp_find_unused_parameters=True), None),
+    ("MULTI_GPU", dict(ddp_find_unused_parameters=True, activation_checkpointing=True), None),
+    ("MULTI_CPU", dict(ddp_find_unused_parameters=False), "needs `ddp_find_unused_parameters=True`"),
+    ("MULTI_CPU", dict(activation_checkpointing=True), "needs `ddp_find_unused_parameters=True`"),
+    ("MULTI_CPU", dict(ddp_static_graph=True), "needs `ddp_find_unused_parameters=True`"),
+    ("FSDP", {}, "needs plain data parallelism, got FSDP")])
+def test_what_several_processes_need(monkeypatch, kind, more, error):
+    PartialState(cpu=True)
+    monkeypatch.setitem(PartialState._shared_state, "distributed_type", SimpleNamespace(value=kind))
+    args = SimpleNamespace(**dict(world_size=2, ddp_find_unused_parameters=None, ddp_static_graph=None, activation_checkpointing=False) | more)
+    if error is None: return _check_processes(args, model_of())
+    with pytest.raises(ValueError, match=error): _check_processes(args, model_of())
 
 
 def test_under_a_gradient_scaler():
