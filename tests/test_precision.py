@@ -11,7 +11,7 @@ from advft.ema import EMA
 from advft.evaluation import EvaluateEvery
 from advft.freezing import Freeze
 from advft.pooling import Pooling
-from advft.precision import Precision, predict_in
+from advft.precision import Precision, PrecisionEnds, predict_in
 from advft.train import AdvTrainer, FineTuned, fine_tune, load_model, load_tokenizer
 from conftest import save_tiny
 
@@ -70,6 +70,38 @@ def test_predicting_in_16_bits_leaves_a_fitted_model_alone(tiny_bert, passages):
         for weights in True, False:
             with predict_in(fitted, number_format, weights): low = fitted.raw(passages)
             assert 0 < np.abs(low - exact).max() < 0.1 and np.array_equal(fitted.raw(passages), exact)
+
+
+class Recast(torch.nn.Module):
+    "Its forward pass replaces one buffer, as CTRL's does, and makes another."
+    def __init__(self):
+        super().__init__()
+        self.dense = torch.nn.Linear(2, 2)
+        self.register_buffer("places", torch.tensor([1 / 3, 2 / 3]))
+    def forward(self):
+        self.places = self.places.to(self.dense.weight.dtype)
+        self.register_buffer("seen", self.places)
+        return self.dense(self.places)
+
+
+def test_predicting_in_16_bits_leaves_the_buffers_alone():
+    model, places = Recast(), torch.tensor([1 / 3, 2 / 3])
+    with predict_in(model, "bf16", weights=True): assert model().dtype == model.places.dtype == torch.bfloat16
+    assert torch.equal(model.places, places) and list(dict(model.named_buffers())) == ["places"] and model().dtype == torch.float32
+
+
+@pytest.mark.parametrize("number_format, chosen, during", [("tf32", "highest", "high"), ("tf32", "high", "high"), ("bf16", "highest", "highest"),
+                                                           ("bf16", "high", "high"), ("fp32", "high", "highest"), ("fp32", "highest", "highest")])
+@pytest.mark.parametrize("end", ["on_train_end", "on_train_broken"])
+def test_the_precision_of_matrix_products_is_as_it_was_before(number_format, chosen, during, end):
+    before, ends = torch.get_float32_matmul_precision(), PrecisionEnds(number_format)
+    try:
+        torch.set_float32_matmul_precision(chosen) # somebody's own choice
+        ends.on_train_begin(None, None, None)
+        assert torch.get_float32_matmul_precision() == during
+        getattr(ends, end)(None, None, None, model=tiny_model("bert"))
+        assert torch.get_float32_matmul_precision() == chosen
+    finally: torch.set_float32_matmul_precision(before)
 
 
 def test_cost_table_measures_what_runs_and_names_what_does_not(tmp_path, passages):
