@@ -130,12 +130,16 @@ def add_adapters(
 def merge_adapters(
     model: nn.Module, # What `add_adapters` gave, trained or not; changed in place
 ) -> nn.Module: # `model` of plain layers, with the same keys as before; what trained then trains again
-    "Add adapters into the weights they adapt, and take them out; a model without any stays as it is."
+    "Add adapters into the weights they adapt, and take them out; `FloatingPointError` if they are not finite. A model without any stays as it is."
     layers = adapter_layers(model)
     half = {str(m.get_base_layer().weight.dtype) for m in layers.values() if m.get_base_layer().weight.itemsize < 4}
     if half: warnings.warn(f"the weights are {min(half)}, whose rounding swallows small changes; "
                            f"call .float() on the model before the merge", stacklevel=2)
-    for m in layers.values(): m.merge(safe_merge=True)
+    try:
+        for m in layers.values(): m.merge(safe_merge=True)
+    except ValueError as e: # peft's, for what is not finite
+        for m in layers.values(): m.merged and m.unmerge()
+        raise FloatingPointError("training diverged: what the adapters add is not finite; lower the learning rate") from e
     _put(model, {m: m.get_base_layer() for m in layers.values()})
     vars(model).pop("peft_config", None)
     for n in vars(model).pop("_trained_before", ()): model.get_parameter(n).requires_grad_()

@@ -19,7 +19,11 @@ from .core import Technique, check_in, check_one_of
 def row_lengths(
     dataset, # Sequence of tokenised rows with `input_ids`
 ) -> np.ndarray: # (n,) whole numbers
-    "Tokens of each row."
+    "Tokens of each row. Raises `ValueError` for a stream, and for rows that are not tokenised."
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(f"`dataset` must have a length, got a stream ({type(dataset).__name__}); read it into a list first")
+    if len(dataset) and "input_ids" not in getattr(dataset[0], "keys", tuple)():
+        raise ValueError("`dataset` must hold tokenised rows with `input_ids`; tokenise it first")
     return np.array([len(dataset[i]["input_ids"]) for i in range(len(dataset))], dtype=int)
 
 # %% ../nbs/40_batching.ipynb #fa801496
@@ -252,10 +256,12 @@ def length_bias(
 # %% ../nbs/40_batching.ipynb #bd37c827
 def _warn_of_bias(dataset, lengths, batch_size, window, seed):
     "Warn if the labels follow the length: the target then varies little within a batch."
-    labels = [dataset[i].get("labels") for i in range(len(dataset))]
+    rows = (dataset[i] for i in range(len(dataset)))
+    labels = [next((r[k] for k in ("labels", "label", "label_ids") if k in r), None) for r in rows] # collators rename the last two
     if any(y is None or np.ndim(y) for y in labels): return
     labels = np.array([y.item() if hasattr(y, "item") else y for y in labels])
-    kinds = {"f": [labels], "b": [labels.astype(str)]}.get(labels.dtype.kind, [labels, labels.astype(str)]) # whole numbers may be grades or classes
+    either = [labels, labels.astype(str)][:2 if len(np.unique(labels)) <= 100 else 1] # whole numbers may be grades or classes
+    kinds = {"f": [labels], "b": [labels.astype(str)]}.get(labels.dtype.kind, either)
     found = max((length_bias(lengths, y, batch_size, window, seed) for y in kinds), key=lambda f: abs(f["spearman"]))
     if abs(found["spearman"]) < max(0.5, 3 / len(labels)**0.5): return # 3 standard errors
     warnings.warn(f"the target follows the length of the text (Spearman {found['spearman']:.2f}): of its variance, {found['length']:.0%} is left within "

@@ -100,6 +100,7 @@ class KeepBest(Callback):
     def forget(self):
         "Start the competition anew."
         self.best, self.step, self.weights, self.since = None, None, None, 0
+        self.decided, self.others = False, set() # whether the deciding figure came, and what came without it
 
 # %% ../nbs/18_evaluation.ipynb #2e3d4e59
 @patch
@@ -114,6 +115,17 @@ def value(self: KeepBest,
     if value is None: raise ValueError(f"the evaluation has no {name!r}; it has {', '.join(found)}")
     greater = args.greater_is_better if self.greater_is_better is None and not self.metric else self.greater_is_better
     return float(value if greater else -value)
+
+@patch
+def _decides(self: KeepBest, args, metrics):
+    "Whether this evaluation has the deciding figure, or another data set of a dictionary; raises `ValueError` where none has."
+    name = (self.metric or args.metric_for_best_model or "loss").removeprefix("eval_")
+    self.decided |= f"eval_{name}" in metrics
+    one_of_many = not {"eval_loss", "eval_runtime"} & metrics.keys()
+    if f"eval_{name}" in metrics or not one_of_many: return True
+    if not self.decided and frozenset(metrics) in self.others: self.value(args, metrics) # a whole round without it
+    self.others.add(frozenset(metrics))
+    return False
 
 # %% ../nbs/18_evaluation.ipynb #19e7b66e
 def _copied(state, into):
@@ -133,6 +145,7 @@ def on_evaluate(self: KeepBest,
 ):
     "Keep the weights if they are the best so far; on a tie the earlier ones stay."
     if not (self.training and any(k.startswith("eval_") for k in metrics)): return # after training, or of other rows
+    if not self._decides(args, metrics): return
     value = self.value(args, metrics)
     if math.isfinite(value) and (self.best is None or value > self.best):
         self.best, self.step, self.since = value, state.global_step, 0

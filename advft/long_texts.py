@@ -58,7 +58,7 @@ def chunk_windows(
 # %% ../nbs/47_long_texts.ipynb #2f75b5b7
 def _room(tokenizer, max_length, texts):
     "The tokens that `max_length` leaves for the texts; raises `ValueError` if each cannot have one."
-    special = tokenizer.num_special_tokens_to_add(texts == 2)
+    special, max_length = tokenizer.num_special_tokens_to_add(texts == 2), check_in("max_length", max_length, "[1, inf)", int)
     if max_length >= special + texts: return max_length - special
     raise ValueError(f"`max_length` must be {special + texts} or more for {texts} text(s) and {special} special tokens, got {max_length}")
 
@@ -143,13 +143,14 @@ def truncation_report(
     "How many texts would be cut, how much of them would be lost, and how long they are (median, 90%, 99%, longest)."
     if (text is None) == isinstance(table, pd.DataFrame):
         raise ValueError(f"`text` must name the text column of a DataFrame, and be None for a list, got {text!r} for a {type(table).__name__}")
-    columns, limits = [_strings(table, "table")] if text is None else _columns(table, text), np.atleast_1d(max_length)
+    columns, limits = [_strings(table, "table")] if text is None else _columns(table, text), np.atleast_1d(max_length).tolist()
     if not len(columns[0]): raise ValueError("`table` must hold one text or more, got none")
     if not len(limits): raise ValueError(f"`max_length` must be one length or more, got {max_length!r}")
     lengths, rows = np.array([len(row["input_ids"]) for row, *_ in _uncut(tokenizer, *columns)]), []
     spread = dict(zip(("median", "90%", "99%", "longest"), np.quantile(lengths, (0.5, 0.9, 0.99, 1)).astype(int)))
     for limit in limits:
-        over, special = np.maximum(lengths - limit, 0), limit - _room(tokenizer, limit, len(columns))
+        special = limit - _room(tokenizer, limit, len(columns))
+        over = np.maximum(lengths - limit, 0)
         cut = dict(cut=(over > 0).sum(), share_cut=(over > 0).mean(), share_lost=over.sum() / max(1, (lengths - special).sum()))
         rows.append(dict(max_length=limit, texts=len(lengths)) | cut | spread)
     return pd.DataFrame(rows).set_index("max_length")

@@ -9,7 +9,7 @@ __all__ = ['NUMBER_FORMATS', 'decode_bits', 'number_formats', 'round_to', 'predi
 # %% ../nbs/43_precision.ipynb #321e5e87
 import contextlib, warnings
 from dataclasses import dataclass
-from math import frexp, inf, nan
+from math import copysign, frexp, inf, nan
 
 import torch
 from fastcore.basics import patch
@@ -51,19 +51,21 @@ def round_to(
 ) -> float: # The nearest number of the format; of two equally near ones the even one
     "Round a number to a format, as hardware does; what is too large becomes infinite."
     e, f = NUMBER_FORMATS[check_one_of("number format", number_format, NUMBER_FORMATS)]
+    value = float(value)
     if value != value or abs(value) == inf: return value
     bias = 2**(e - 1) - 1
     step = 2.0**(max(frexp(value)[1] - 1, 1 - bias) - f) # distance to the next number of the format
     rounded = round(value / step) * step
-    return rounded if abs(rounded) < 2.0**(bias + 1) else inf if value > 0 else -inf
+    return copysign(rounded if abs(rounded) < 2.0**(bias + 1) else inf, value)
 
 # %% ../nbs/43_precision.ipynb #11c3c8b4
 _DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)
 
 @contextlib.contextmanager
-def _weights_in(module, dtype):
-    "The parameters in another type; the very same parameters and buffers come back afterwards."
-    kept = {p: p.data for p in module.parameters() if p.is_floating_point()}
+def _weights_in(module, dtype, but=()):
+    "The parameters in another type, but for those of some layers; the very same parameters and buffers come back afterwards."
+    stay = {p for m in but for p in m.parameters()}
+    kept = {p: p.data for p in module.parameters() if p.is_floating_point() and p not in stay}
     buffers = {m: dict(m._buffers) for m in module.modules()} # which some models replace in their forward pass
     try:
         for p in kept: p.data = p.data.to(dtype)
@@ -72,20 +74,40 @@ def _weights_in(module, dtype):
         for p, data in kept.items(): p.data = data
         for m, held in buffers.items(): m._buffers = held
 
+# %% ../nbs/43_precision.ipynb #a3fe1774
+def _target_layers(fitted):
+    "The layers of a FineTuned that hold the target's mean and standard deviation."
+    from advft.train import norm_before, output_layers
+    last = output_layers(fitted.model)
+    norms = [norm_before(fitted.model, m) for m in last if m.bias is None] # which holds the mean for a layer without a bias
+    return [*last, *(n for n in norms if n is not None)]
+
+@contextlib.contextmanager
+def _in_float32(layers):
+    "Some layers that compute in float32, whatever they are given."
+    def whole(forward):
+        def inside(x):
+            with torch.autocast(x.device.type, enabled=False): return forward(x.float())
+        return inside
+    for m in layers: m.forward = whole(m.forward)
+    try: yield
+    finally:
+        for m in layers: del m.forward # the class's own comes back
+
 # %% ../nbs/43_precision.ipynb #a3fe1775
 @contextlib.contextmanager
 def predict_in(
-    model, # A model, or a FineTuned
+    model, # A model, or a FineTuned, whose last layer stays in float32
     number_format: str = "bf16", # "bf16", "fp16", or "fp32", which changes nothing in a float32 model
     weights: bool = False, # True: all parameters in this format; False: autocast, which keeps sums and weights in float32
 ): # A context that gives the model
     "Predict in fewer bits inside the context; afterwards the model is what it was, bit for bit."
     dtype = _DTYPES[check_one_of("number format", number_format, _DTYPES)]
     check_one_of("weights", weights, (True, False))
-    module = model if isinstance(model, nn.Module) else model.model
+    module, stay = (model, []) if isinstance(model, nn.Module) else (model.model, _target_layers(model))
     device = next(module.parameters()).device.type
-    inside = _weights_in(module, dtype) if weights else torch.autocast(device, dtype, enabled=number_format != "fp32")
-    with inside: yield model
+    inside = _weights_in(module, dtype, stay) if weights else torch.autocast(device, dtype, enabled=number_format != "fp32")
+    with _in_float32(stay), inside: yield model
 
 # %% ../nbs/43_precision.ipynb #c2cc8d3d
 def check_format(

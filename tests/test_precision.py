@@ -72,6 +72,17 @@ def test_predicting_in_16_bits_leaves_a_fitted_model_alone(tiny_bert, passages):
             assert 0 < np.abs(low - exact).max() < 0.1 and np.array_equal(fitted.raw(passages), exact)
 
 
+@pytest.mark.parametrize("architecture, pooling", [("bert", None), ("gpt2", None), ("bart", None), ("modernbert", "mean"), ("roberta", "asymmetric")])
+def test_predicting_in_16_bits_keeps_a_target_far_from_0(tmp_path, passages, architecture, pooling):
+    model, years = saved(tmp_path, architecture), passages[:16].assign(target=lambda d: 1e5 + 5 * d.target)
+    fitted = fine_tune(years, None, Recipe(epochs=1, batch_size=8, max_length=16) + (Pooling(pooling) if pooling else LayerDecay()), model)
+    exact = fitted.predict(passages)
+    for number_format in "bf16", "fp16":
+        for converted in True, False:
+            with predict_in(fitted, number_format, converted): assert np.abs(fitted.predict(passages) - exact).max() < 0.1
+            assert np.array_equal(fitted.predict(passages), exact) and not any("forward" in vars(m) for m in fitted.model.modules())
+
+
 class Recast(torch.nn.Module):
     "Its forward pass replaces one buffer, as CTRL's does, and makes another."
     def __init__(self):
