@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['AdvTrainer', 'count_rows', 'count_terms', 'MicroBatches', 'MarkedRows', 'keep_rng', 'last_checkpoint', 'plain_groups',
-           'quiet', 'load_model', 'load_stock', 'load_tokenizer', 'longest_input', 'tokenise', 'Target', 'fit_target',
-           'output_layers', 'norm_before', 'fold_target', 'in_length_order', 'out_of_memory', 'average_rows',
-           'score_outputs', 'FineTuned', 'model_outputs', 'best_device', 'versions', 'seed_streams', 'StopAtNaN', 'Bar',
-           'Watch', 'fine_tune', 'check_valid', 'halve_until_it_fits', 'TextFeatures', 'preflight']
+           'load_model', 'load_stock', 'load_tokenizer', 'quiet', 'best_device', 'versions', 'longest_input',
+           'tokenise', 'Target', 'fit_target', 'output_layers', 'fold_target', 'norm_before', 'out_of_memory',
+           'in_length_order', 'average_rows', 'score_outputs', 'FineTuned', 'model_outputs', 'seed_streams',
+           'StopAtNaN', 'Bar', 'Watch', 'fine_tune', 'check_valid', 'halve_until_it_fits', 'TextFeatures', 'preflight']
 
 # %% ../nbs/02_train.ipynb #8bd83429
 import contextlib, copy, errno, gc, json, random, tempfile, warnings
@@ -169,6 +169,18 @@ def get_train_dataloader(self: AdvTrainer):
     return loader
 
 @patch
+def _in_parts(self: AdvTrainer, plain, updates):
+    "A loader like `plain`, over this process's parts of the updates."
+    a, device = self.args, self.accelerator.device
+    kept = "num_workers", "pin_memory", "worker_init_fn", "prefetch_factor", "persistent_workers", "multiprocessing_context"
+    batches = MicroBatches(updates, a.gradient_accumulation_steps, a.world_size, a.process_index)
+    loader = DataLoader(MarkedRows(plain.dataset), batch_sampler=batches, collate_fn=partial(_collate, plain.collate_fn), **{k: getattr(plain, k) for k in kept})
+    self.accelerator._dataloaders.remove(plain)
+    self.accelerator._dataloaders.append(prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True))
+    return self.accelerator._dataloaders[-1]
+
+# %% ../nbs/02_train.ipynb #515624c9
+@patch
 def _updates(self: AdvTrainer):
     "A batch sampler of whole updates; None if Trainer's own batches are that, or if the data has no length."
     a, make = self.args, self.recipe.seat("sampler") if self.recipe else None
@@ -193,17 +205,6 @@ def _row_order(self: AdvTrainer, seed):
     if getattr(order, "generator", own) is None: order.generator, order.set_epoch = own, lambda epoch: own.manual_seed(seed + epoch)
     return order
 
-@patch
-def _in_parts(self: AdvTrainer, plain, updates):
-    "A loader like `plain`, over this process's parts of the updates."
-    a, device = self.args, self.accelerator.device
-    kept = "num_workers", "pin_memory", "worker_init_fn", "prefetch_factor", "persistent_workers", "multiprocessing_context"
-    batches = MicroBatches(updates, a.gradient_accumulation_steps, a.world_size, a.process_index)
-    loader = DataLoader(MarkedRows(plain.dataset), batch_sampler=batches, collate_fn=partial(_collate, plain.collate_fn), **{k: getattr(plain, k) for k in kept})
-    self.accelerator._dataloaders.remove(plain)
-    self.accelerator._dataloaders.append(prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True))
-    return self.accelerator._dataloaders[-1]
-
 # %% ../nbs/02_train.ipynb #c0eafef3
 @patch
 def fire(self: AdvTrainer,
@@ -216,68 +217,12 @@ def fire(self: AdvTrainer,
         listener = getattr(callback, event, None)
         if listener: listener(self.args, self.state, self.control, **kwargs)
 
-# %% ../nbs/02_train.ipynb #c950e077
-@contextlib.contextmanager
-def keep_rng():
-    "Leave the random state of Python, numpy, torch and CUDA as it was."
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    try: yield
-    finally:
-        random.setstate(python); np.random.set_state(numpy); torch.set_rng_state(cpu)
-        if cuda is not None: torch.cuda.set_rng_state_all(cuda)
-
-# %% ../nbs/02_train.ipynb #a74202f8
 @contextlib.contextmanager
 def _between(trainer, before, after, **kwargs):
     "Fire `before`, and `after` whatever happens in between."
     trainer.fire(before, **kwargs)
     try: yield
     finally: trainer.fire(after, **kwargs)
-
-@patch
-def evaluate(self: AdvTrainer, *args, **kwargs):
-    "As Trainer's, between two events, with the random state kept. A dictionary of data sets counts as one evaluation."
-    if self._evaluating: return self._evaluate_until_it_fits(*args, **kwargs)
-    self._evaluating = True
-    try:
-        with keep_rng(), _between(self, "on_before_evaluate", "on_after_evaluate"): return self._evaluate_until_it_fits(*args, **kwargs)
-    finally: self._evaluating = False
-
-@patch
-def _evaluate_until_it_fits(self: AdvTrainer, *args, **kwargs):
-    "Trainer's evaluation; where memory runs out, in batches of half as many rows from now on."
-    while True:
-        try: return Trainer.evaluate(self, *args, **kwargs)
-        except Exception as e:
-            if not out_of_memory(e) or self.args.per_device_eval_batch_size == 1 or self.args.world_size > 1: raise
-        self.args.per_device_eval_batch_size //= 2
-        _collect()
-
-# %% ../nbs/02_train.ipynb #a5b1c7f3
-@patch
-def _get_eval_sampler(self: AdvTrainer, eval_dataset):
-    "The data set's own order; Trainer's would follow the `train_sampling_strategy`."
-    return SequentialSampler(eval_dataset) if hasattr(eval_dataset, "__len__") else None
-
-@patch
-def prediction_step(self: AdvTrainer, model, inputs, prediction_loss_only, ignore_keys=None):
-    "As Trainer's; on several processes the last round is filled up with repeated rows, and the loss is that of the others."
-    loss, *found = Trainer.prediction_step(self, model, inputs, prediction_loss_only, ignore_keys)
-    round_of, rows = self.accelerator.gradient_state, count_rows(inputs)
-    own = round_of.remainder - self.args.process_index * rows
-    if loss is not None and self.args.world_size > 1 and round_of.end_of_dataloader and 0 < own < rows:
-        inputs = {k: v[:own] if torch.is_tensor(v) else v for k, v in inputs.items()}
-        loss, *_ = Trainer.prediction_step(self, self.model, inputs, True) # not `model`, whose processes would wait for each other
-    return loss, *found
-
-# %% ../nbs/02_train.ipynb #a5b1c7f4
-@patch
-def save_model(self: AdvTrainer, output_dir=None, _internal_call=False):
-    "As Trainer's, between two events, with the random state kept."
-    folder = output_dir or self.args.output_dir
-    with keep_rng(), _between(self, "on_before_save", "on_after_save", output_dir=folder, checkpoint=_internal_call):
-        Trainer.save_model(self, output_dir, _internal_call)
 
 # %% ../nbs/02_train.ipynb #08dea98d
 @patch
@@ -301,6 +246,61 @@ def _again(self: AdvTrainer, model, micro_batches):
         with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
             Trainer.training_step(self, model, inputs, n)
 
+# %% ../nbs/02_train.ipynb #c950e077
+@contextlib.contextmanager
+def keep_rng():
+    "Leave the random state of Python, numpy, torch and CUDA as it was."
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    try: yield
+    finally:
+        random.setstate(python); np.random.set_state(numpy); torch.set_rng_state(cpu)
+        if cuda is not None: torch.cuda.set_rng_state_all(cuda)
+
+# %% ../nbs/02_train.ipynb #a74202f8
+@patch
+def evaluate(self: AdvTrainer, *args, **kwargs):
+    "As Trainer's, between two events, with the random state kept. A dictionary of data sets counts as one evaluation."
+    if self._evaluating: return self._evaluate_until_it_fits(*args, **kwargs)
+    self._evaluating = True
+    try:
+        with keep_rng(), _between(self, "on_before_evaluate", "on_after_evaluate"): return self._evaluate_until_it_fits(*args, **kwargs)
+    finally: self._evaluating = False
+
+@patch
+def _evaluate_until_it_fits(self: AdvTrainer, *args, **kwargs):
+    "Trainer's evaluation; where memory runs out, in batches of half as many rows from now on."
+    while True:
+        try: return Trainer.evaluate(self, *args, **kwargs)
+        except Exception as e:
+            if not out_of_memory(e) or self.args.per_device_eval_batch_size == 1 or self.args.world_size > 1: raise
+        self.args.per_device_eval_batch_size //= 2
+        _collect()
+
+@patch
+def save_model(self: AdvTrainer, output_dir=None, _internal_call=False):
+    "As Trainer's, between two events, with the random state kept."
+    folder = output_dir or self.args.output_dir
+    with keep_rng(), _between(self, "on_before_save", "on_after_save", output_dir=folder, checkpoint=_internal_call):
+        Trainer.save_model(self, output_dir, _internal_call)
+
+# %% ../nbs/02_train.ipynb #a5b1c7f3
+@patch
+def _get_eval_sampler(self: AdvTrainer, eval_dataset):
+    "The data set's own order; Trainer's would follow the `train_sampling_strategy`."
+    return SequentialSampler(eval_dataset) if hasattr(eval_dataset, "__len__") else None
+
+@patch
+def prediction_step(self: AdvTrainer, model, inputs, prediction_loss_only, ignore_keys=None):
+    "As Trainer's; on several processes the last round is filled up with repeated rows, and the loss is that of the others."
+    loss, *found = Trainer.prediction_step(self, model, inputs, prediction_loss_only, ignore_keys)
+    round_of, rows = self.accelerator.gradient_state, count_rows(inputs)
+    own = round_of.remainder - self.args.process_index * rows
+    if loss is not None and self.args.world_size > 1 and round_of.end_of_dataloader and 0 < own < rows:
+        inputs = {k: v[:own] if torch.is_tensor(v) else v for k, v in inputs.items()}
+        loss, *_ = Trainer.prediction_step(self, self.model, inputs, True) # not `model`, whose processes would wait for each other
+    return loss, *found
+
 # %% ../nbs/02_train.ipynb #c7efc468
 def last_checkpoint(
     folder, # A training's output folder
@@ -321,16 +321,6 @@ def train(self: AdvTrainer, resume_from_checkpoint=None, *args, **kwargs):
     if self.args.world_size > 1: transformers.set_seed(self.args.seed + self.args.process_index) # or all would drop the same units
     try: return Trainer.train(self, folder, *args, **kwargs)
     except BaseException: self.fire("on_train_broken"); raise
-
-# %% ../nbs/02_train.ipynb #e29403de
-@patch
-def log(self: AdvTrainer, logs, *args, **kwargs):
-    "As Trainer's, with every parameter group's learning rate if there are several."
-    groups = self.optimizer.param_groups if self.optimizer is not None else []
-    if "learning_rate" in logs and self._rates and len(groups) > 1:
-        named = {g.get("name", f"group {i}"): r for i, (g, r) in enumerate(zip(groups, self._rates))}
-        logs = logs | {f"learning_rate/{n}": r for n, r in named.items()}
-    return Trainer.log(self, logs, *args, **kwargs)
 
 # %% ../nbs/02_train.ipynb #0a78284b
 @patch
@@ -400,17 +390,17 @@ def create_scheduler(self: AdvTrainer, num_training_steps, optimizer=None):
     for technique in self.recipe.techniques: self.lr_scheduler = technique.bend(self.lr_scheduler, num_training_steps, self._epoch_steps)
     return self.lr_scheduler
 
-# %% ../nbs/02_train.ipynb #03d8074e
-@contextlib.contextmanager
-def quiet():
-    "No progress bars and no notes from transformers inside; its settings come back afterwards."
-    level, bars = transformers.logging.get_verbosity(), transformers.utils.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error(); transformers.utils.logging.disable_progress_bar()
-    try: yield
-    finally:
-        transformers.logging.set_verbosity(level)
-        if bars: transformers.utils.logging.enable_progress_bar()
+# %% ../nbs/02_train.ipynb #e29403de
+@patch
+def log(self: AdvTrainer, logs, *args, **kwargs):
+    "As Trainer's, with every parameter group's learning rate if there are several."
+    groups = self.optimizer.param_groups if self.optimizer is not None else []
+    if "learning_rate" in logs and self._rates and len(groups) > 1:
+        named = {g.get("name", f"group {i}"): r for i, (g, r) in enumerate(zip(groups, self._rates))}
+        logs = logs | {f"learning_rate/{n}": r for n, r in named.items()}
+    return Trainer.log(self, logs, *args, **kwargs)
 
+# %% ../nbs/02_train.ipynb #03d8074e
 def load_model(
     name: str = "minilm", # "minilm", a folder, or a name on the Hugging Face hub
     num_labels: int = 1, # Width of the output; 1 for regression
@@ -436,6 +426,7 @@ def load_stock(
     if drawn: raise ValueError(f"model {str(name)!r} lacks {len(drawn)} weights of its layers ({sorted(drawn)[0]}, ...); is it another architecture?")
     return model
 
+# %% ../nbs/02_train.ipynb #2beb6b7b
 def load_tokenizer(
     name: str = "minilm", # As for `load_model`
 ): # A tokenizer with a padding token
@@ -444,6 +435,24 @@ def load_tokenizer(
     with quiet(): tokenizer = AutoTokenizer.from_pretrained(find_model(name))
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+@contextlib.contextmanager
+def quiet():
+    "No progress bars and no notes from transformers inside; its settings come back afterwards."
+    level, bars = transformers.logging.get_verbosity(), transformers.utils.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error(); transformers.utils.logging.disable_progress_bar()
+    try: yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bars: transformers.utils.logging.enable_progress_bar()
+
+def best_device() -> torch.device:
+    "A GPU if torch sees one, else the CPU."
+    return torch.device(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+
+def versions() -> dict:
+    "The versions that a result depends on."
+    return dict(python=python_version(), torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__)
 
 # %% ../nbs/02_train.ipynb #ab701d2e
 def longest_input(
@@ -514,6 +523,18 @@ def output_layers(
     if found: return found
     raise ValueError(f"{type(model).__name__} has no linear layer of width {width} to give its output")
 
+def fold_target(
+    model: nn.Module, # A regression model trained on standardised targets; changed in place
+    target: Target, # Its mean and sd
+):
+    "Fold mean and sd into the model, so that it predicts in the target's units."
+    for last in output_layers(model):
+        with torch.no_grad():
+            last.weight.mul_(target.sd)
+            if last.bias is not None: last.bias.mul_(target.sd).add_(target.mean)
+            elif target.mean: norm_before(model, last).bias.add_(last.weight[0] * (target.mean / last.weight.square().sum()))
+
+# %% ../nbs/02_train.ipynb #52e35013
 def norm_before(
     model: nn.Module, # A sequence classifier
     last: nn.Linear, # Its output layer
@@ -527,17 +548,6 @@ def norm_before(
     for h in hooks: h.remove()
     return next((m for m, o in out.items() if o.data_ptr() == fed[0].data_ptr() and o.numel() == fed[0].numel()), None)
 
-def fold_target(
-    model: nn.Module, # A regression model trained on standardised targets; changed in place
-    target: Target, # Its mean and sd
-):
-    "Fold mean and sd into the model, so that it predicts in the target's units."
-    for last in output_layers(model):
-        with torch.no_grad():
-            last.weight.mul_(target.sd)
-            if last.bias is not None: last.bias.mul_(target.sd).add_(target.mean)
-            elif target.mean: norm_before(model, last).bias.add_(last.weight[0] * (target.mean / last.weight.square().sum()))
-
 def _foldable(model, target):
     "The target, or without its mean if the model has no place for one and can do without; else a `ValueError`."
     last = output_layers(model)[-1]
@@ -546,6 +556,20 @@ def _foldable(model, target):
     raise ValueError(f"{type(model).__name__} has no bias that could take the target's mean, {target.mean:.3g}; subtract it from the target first")
 
 # %% ../nbs/02_train.ipynb #2be2431e
+def out_of_memory(
+    error: Exception, # What was raised
+) -> bool: # Whether it says that a device, or the machine, has no memory left
+    "Tell an error for want of memory from others, of which less memory would not rid us."
+    said = isinstance(error, RuntimeError) and any(s in str(error).lower() for s in ("out of memory", "allocate memory", "_alloc_failed", "bad_alloc"))
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or getattr(error, "errno", None) == errno.ENOMEM
+    return said or known or should_reduce_batch_size(error)
+
+def _collect():
+    "Give back what a failed attempt held."
+    gc.collect()
+    if torch.accelerator.is_available(): torch.accelerator.empty_cache()
+
+# %% ../nbs/02_train.ipynb #139e77e4
 def in_length_order(
     rows, # Tokenised rows
     tokenizer, # Pads them
@@ -567,19 +591,6 @@ def in_length_order(
                 if not out_of_memory(e) or len(at) == 1: raise
                 batch_size = len(at) // 2
     return np.stack(found).astype(float)
-
-def out_of_memory(
-    error: Exception, # What was raised
-) -> bool: # Whether it says that a device, or the machine, has no memory left
-    "Tell an error for want of memory from others, of which less memory would not rid us."
-    said = isinstance(error, RuntimeError) and any(s in str(error).lower() for s in ("out of memory", "allocate memory", "_alloc_failed", "bad_alloc"))
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or getattr(error, "errno", None) == errno.ENOMEM
-    return said or known or should_reduce_batch_size(error)
-
-def _collect():
-    "Give back what a failed attempt held."
-    gc.collect()
-    if torch.accelerator.is_available(): torch.accelerator.empty_cache()
 
 # %% ../nbs/02_train.ipynb #a5b1c7e5
 @patch
@@ -680,7 +691,6 @@ def predict_proba(self: FineTuned,
     if self.task == "regression": raise ValueError("a regression has no class probabilities; use predict")
     return softmax(self.raw(texts, batch_size), axis=1)
 
-# %% ../nbs/02_train.ipynb #73381957
 @patch
 def score(self: FineTuned,
     table, # A table with texts and target
@@ -721,15 +731,6 @@ def load(cls: FineTuned,
         recipe = a["recipe"] # predictions do not need the others
     return cls(model, load_tokenizer(folder), a["task"], a["labels"], a["text"], a["max_length"], recipe, a["scores"])
 
-# %% ../nbs/02_train.ipynb #7104c246
-def best_device() -> torch.device:
-    "A GPU if torch sees one, else the CPU."
-    return torch.device(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-
-def versions() -> dict:
-    "The versions that a result depends on."
-    return dict(python=python_version(), torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__)
-
 # %% ../nbs/02_train.ipynb #aeb98872
 def seed_streams(
     seed, # 0 or more; or three, for new weights, data order and dropout each
@@ -747,13 +748,11 @@ class StopAtNaN(TrainerCallback):
         if np.isfinite(logs.get("loss", 0.0)): return
         raise FloatingPointError(f"training diverged: the loss is {logs['loss']} at step {state.global_step}; lower the learning rate")
 
-# %% ../nbs/02_train.ipynb #524991f4
 class Bar(ProgressCallback):
     "Trainer's progress bar for the training, without log lines and without bars for evaluations."
     def on_log(self, args, state, control, **kwargs): pass
     def on_prediction_step(self, args, state, control, **kwargs): pass
 
-# %% ../nbs/02_train.ipynb #92618027
 def _arguments(folder, seeds, steps, metric, parts=1):
     "TrainingArguments for what a recipe does not say."
     return TrainingArguments(folder, save_strategy="no", report_to="none", logging_steps=max(1, steps // 20), remove_unused_columns=False,
@@ -837,6 +836,7 @@ def _load(name, target, recipe):
     own_head = not any(t.stage == "head" for t in recipe.techniques)
     return model, tokenizer, _foldable(model, target) if regression and own_head else target
 
+# %% ../nbs/02_train.ipynb #56cba5c6
 def _fit(train, valid, watch, recipe, name, seeds, task, metric, text, column, accumulation):
     "Load, train, fold the target, wrap up."
     torch.manual_seed(seeds["weights"]) # the head is drawn while loading
@@ -939,7 +939,6 @@ def _raw_head(model):
     own = isinstance(model, transformers.PreTrainedModel) and not type(model).__module__.startswith("transformers.")
     return [n for n, _ in model.named_parameters(recurse=False)] if own else []
 
-# %% ../nbs/02_train.ipynb #26040272
 def _model_traps(model):
     "Traps that the model alone decides: (trap, bites, what to do)."
     half = sorted({str(p.dtype) for p in model.parameters() if p.dtype != torch.float32})

@@ -1,12 +1,13 @@
 "Every architecture: fine-tuned, saved, loaded in a fresh process and by transformers alone; resumed after a kill."
 import json, subprocess, sys
+from dataclasses import dataclass
 
 import numpy as np, pandas as pd, pytest, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, TrainerCallback, TrainingArguments
 
-from advft.core import TINY, Recipe, tiny_model, tiny_tokenizer
+from advft.core import TINY, Recipe, Technique, tiny_model, tiny_tokenizer
 from advft.layer_decay import LayerDecay
-from advft.train import AdvTrainer, FineTuned, fine_tune, tokenise
+from advft.train import AdvTrainer, FineTuned, fine_tune, model_outputs, tokenise
 from conftest import save_tiny
 
 RECIPE = Recipe(learning_rate=1e-3, epochs=1, batch_size=4, max_length=24) + LayerDecay(0.9)
@@ -107,3 +108,25 @@ def test_how_often_it_is_evaluated_does_not_change_training(tmp_path, passages):
         trainer.train()
         found.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_texts_in_two_rows_are_evaluated_predicted_and_saved_as_one(tmp_path, passages, tiny_bert):
+    @dataclass(frozen=True)
+    class Halves(Technique):
+        "The first and the last tokens of a text as two rows."
+        def tokens(self, table, text, tokenizer, max_length):
+            whole = tokenise(table, text, tokenizer, 512)
+            halves = [{k: v[at] for k, v in r.items()} for r in whole for at in (slice(0, max_length), slice(-max_length, None))]
+            return halves, np.arange(len(table)).repeat(2)
+
+    valid = passages[20:]
+    try: # watched rows bring an evaluation at the epoch's end
+        fitted = fine_tune(passages[:20], valid, Recipe(learning_rate=1e-3, epochs=1, batch_size=4, max_length=24) + Halves(), str(tiny_bert), watch=valid)
+        fitted.save(tmp_path/"halves")
+        again = FineTuned.load(tmp_path/"halves")
+        by_hand = model_outputs(again.model, Halves().tokens(valid, "text", again.tokenizer, 24)[0], again.tokenizer)[:, 0].reshape(-1, 2).mean(1)
+        np.testing.assert_allclose(fitted.predict(valid), by_hand, atol=1e-5)
+        np.testing.assert_allclose(again.predict(valid), by_hand, atol=1e-5)
+        np.testing.assert_allclose(fitted.watched[-1][:, 0], by_hand, atol=1e-4)
+        np.testing.assert_allclose([h["eval_rmse"] for h in fitted.history if "eval_rmse" in h], [fitted.score(valid)], atol=1e-4)
+    finally: Technique.registry.pop("halves", None)
