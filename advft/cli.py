@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'TEXT', 'TARGET', 'TASK', 'METRIC', 'MODEL', 'USAGE_ERROR', 'AFTERWARDS', 'options', 'show_version', 'say',
-           'numbers', 'whole_number', 'hint', 'plan', 'ladder', 'report', 'train', 'save_or_clear', 'check_empty',
+           'numbers', 'whole_number', 'hint', 'plan', 'ladder', 'report', 'save_or_clear', 'check_empty', 'train',
            'predict', 'probe', 'techniques', 'main', 'no_room', 'one_line']
 
 # %% ../nbs/72_cli.ipynb #d16e9c44
@@ -122,32 +122,6 @@ def report(
     print(json_format.dumps([r | dict(out=str(found.out)) for r in rows], indent=1) if as_json else found.show(width))
     say(f"\nfigure {found.out/'ladder.png'}, table {found.out/'table.csv'}, one JSON a trial in {found.out/'trials'}")
 
-# %% ../nbs/72_cli.ipynb #3f00da29
-@app.command(epilog="Example: advft train essays.csv --text essay --target score --out essay-model")
-def train(
-    table: str = typer.Argument(..., help="csv, tsv, jsonl, parquet or xlsx."),
-    out: str = typer.Option(..., "--out", help="A new or empty folder for the model."),
-    text: str = TEXT, target: str = TARGET, task: str = TASK, model: str = MODEL,
-    recipe: str = typer.Option(None, "--recipe", help="A recipe text. [basic fine-tuning at a rate that suits the model]"),
-    seed: int = typer.Option(0, "--seed", help="Drives every random choice."),
-):
-    "Fine-tune on all rows of a table and save a model that transformers can load."
-    from advft.core import Recipe, find_model
-    from advft.data import read_table
-    from advft.ladder import top_rate
-    rows, base = read_table(table, text, target, task=task), Recipe(learning_rate=top_rate(find_model(model)))
-    chosen = Recipe.parse(recipe, base) if recipe is not None else base
-    check_empty(out)
-
-    from advft.devices import end_processes, first_process
-    from advft.train import fine_tune
-    fitted = fine_tune(rows, recipe=chosen, model=model, seed=seed, task=task, text=text, target=target)
-    end_processes()
-    if not first_process(): return # under torchrun all have the same model
-    save_or_clear(fitted, Path(out))
-    hint(rows, target, task)
-    say(f"saved to {out}; predict with: advft predict {out} TABLE")
-
 # %% ../nbs/72_cli.ipynb #a5b1c7f6
 def save_or_clear(
     fitted, # A model with a `save`
@@ -175,6 +149,32 @@ def check_empty(
     if not os.access(parent, os.W_OK): raise PermissionError(f"`--out` must be where you may write, and {parent} is not; choose another")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"`--out` must be a new or empty folder, and {folder} is not; choose another")
+
+# %% ../nbs/72_cli.ipynb #3f00da29
+@app.command(epilog="Example: advft train essays.csv --text essay --target score --out essay-model")
+def train(
+    table: str = typer.Argument(..., help="csv, tsv, jsonl, parquet or xlsx."),
+    out: str = typer.Option(..., "--out", help="A new or empty folder for the model."),
+    text: str = TEXT, target: str = TARGET, task: str = TASK, model: str = MODEL,
+    recipe: str = typer.Option(None, "--recipe", help="A recipe text. [basic fine-tuning at a rate that suits the model]"),
+    seed: int = typer.Option(0, "--seed", help="Drives every random choice."),
+):
+    "Fine-tune on all rows of a table and save a model that transformers can load."
+    from advft.core import Recipe, find_model
+    from advft.data import read_table
+    from advft.ladder import top_rate
+    rows, base = read_table(table, text, target, task=task), Recipe(learning_rate=top_rate(find_model(model)))
+    chosen = Recipe.parse(recipe, base) if recipe is not None else base
+    check_empty(out)
+
+    from advft.devices import end_processes, first_process
+    from advft.train import fine_tune
+    fitted = fine_tune(rows, recipe=chosen, model=model, seed=seed, task=task, text=text, target=target)
+    end_processes()
+    if not first_process(): return # under torchrun all have the same model
+    save_or_clear(fitted, Path(out))
+    hint(rows, target, task)
+    say(f"saved to {out}; predict with: advft predict {out} TABLE")
 
 # %% ../nbs/72_cli.ipynb #044da6fb
 @app.command(epilog="Example: advft predict essay-model new-essays.csv --out predictions.csv")
