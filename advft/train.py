@@ -14,6 +14,7 @@ import contextlib, copy, errno, gc, json, random, tempfile, warnings
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from platform import python_version
 
@@ -57,10 +58,10 @@ class AdvTrainer(Trainer):
 # %% ../nbs/02_train.ipynb #5b562002
 def count_rows(
     batch, # A mapping or sequence that holds tensors
-) -> int: # The length of its first tensor
+) -> int: # The length of its labels, else of its first tensor that has one
     "How many examples a batch holds."
-    values = batch.values() if hasattr(batch, "values") else batch
-    return next(len(v) for v in values if torch.is_tensor(v))
+    values = [batch.get("labels"), *batch.values()] if hasattr(batch, "values") else batch
+    return next(len(v) for v in values if torch.is_tensor(v) and v.ndim)
 
 def count_terms(
     batch, # A mapping that holds tensors
@@ -74,12 +75,15 @@ def count_terms(
 
 def _count_labels(labels, model):
     "How many labels are not -100, without those that a causal language model drops when it shifts them."
-    name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__ # below peft's
-    shifted = labels.ndim == 2 and name.endswith(("ForCausalLM", "LMHeadModel")) and not name.startswith(_UNSHIFTED)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model # below peft's
+    names = [c.__name__ for c in type(model).__mro__] # transformers' stands behind a class of your own
+    name = next((n for n in names if n.endswith(("ForCausalLM", "LMHeadModel")) or n in _SHIFTED), "")
+    shifted = labels.ndim == 2 and name and not name.startswith(_UNSHIFTED)
     return (labels[:, 1:] if shifted else labels).ne(-100).sum()
 
 _UNSHIFTED = ("Bart", "BigBirdPegasus", "Blenderbot", "CpmAnt", "Flaubert", "Marian", "MBart", "Mvp", "Pegasus", "PLBart", "ProphetNet", "TrOCR",
-              "Whisper", "XLM", "XLNet") # want labels that are shifted already
+              "Whisper", "XLMWithLM", "XLNet") # want labels that are shifted already
+_SHIFTED = "BertGenerationDecoder", "ReformerModelWithLMHead" # by other names
 
 def _one_output(model): return getattr(getattr(model, "config", None), "num_labels", None) == 1
 
@@ -101,9 +105,16 @@ def compute_loss(self: AdvTrainer, model, inputs, return_outputs=False, num_item
     loss, outputs = reduce(lambda compute, t: t.loss(compute), wrappers, self._mean_loss)(model, inputs)
     if num_items_in_batch is not None and model.training:
         if not terms: loss = _nothing(loss, outputs)
-        divided = 1 if self.compute_loss_func else self.current_gradient_accumulation_steps # what Trainer divides by next
-        loss = loss * (terms * divided * self.accelerator.num_processes / num_items_in_batch)
+        loss = loss * (terms * self._divided() * self.accelerator.num_processes / num_items_in_batch)
     return (loss, outputs) if return_outputs else loss
+
+def _scaled(trainer): return getattr(trainer, "loss_is_scaled_for_ga", None) if hasattr(Trainer, "loss_is_scaled_for_ga") else None # 5.17 has none
+
+@patch
+def _divided(self: AdvTrainer):
+    "What Trainer divides the loss by next."
+    scaled = self.compute_loss_func is not None if _scaled(self) is None else _scaled(self)
+    return 1 if scaled else self.current_gradient_accumulation_steps
 
 # %% ../nbs/02_train.ipynb #a5b1c7f1
 @patch
@@ -145,7 +156,11 @@ class MarkedRows:
         dataset, # A sequence of rows
     ): self.dataset = dataset
     def __len__(self): return len(self.dataset)
-    def __getitem__(self, i): return self.dataset[i] if i >= 0 else _Filler(self.dataset[-1 - i])
+    def __getitem__(self, i): return self.__getitems__([i])[0]
+    def __getitems__(self, at):
+        "Rows in one go, as a data set may want that pads them together."
+        fetch = getattr(self.dataset, "__getitems__", None) or (lambda at: [self.dataset[i] for i in at])
+        return [row if i >= 0 else _Filler(row) for i, row in zip(at, fetch([i if i >= 0 else -1 - i for i in at]))]
 
 @dataclass
 class _Filler:
@@ -157,6 +172,17 @@ def _collate(collate, rows):
     batch = collate([r.row for r in rows] if filler else rows)
     if filler: batch[FILLER] = True
     return batch
+
+@patch
+def _track_num_input_tokens(self: AdvTrainer, inputs):
+    "As Trainer's, without fillers."
+    none = {k: v[:0] if torch.is_tensor(v) and v.ndim else v for k, v in inputs.items()} # processes count together
+    Trainer._track_num_input_tokens(self, none if FILLER in inputs else inputs)
+
+@patch
+def floating_point_ops(self: AdvTrainer, inputs):
+    "As Trainer's, without fillers."
+    return 0 if FILLER in inputs else Trainer.floating_point_ops(self, inputs)
 
 # %% ../nbs/02_train.ipynb #a5b1c7dc
 @patch
@@ -185,25 +211,52 @@ def _updates(self: AdvTrainer):
     "A batch sampler of whole updates; None if Trainer's own batches are that, or if the data has no length."
     a, make = self.args, self.recipe.seat("sampler") if self.recipe else None
     parts, seed = a.gradient_accumulation_steps * a.world_size, a.seed if a.data_seed is None else a.data_seed
-    rows = self.recipe.batch_size if self.recipe else self._train_batch_size * parts
+    processes = 1 if a.accelerator_config.split_batches else a.world_size # which share what the arguments call a batch
+    rows = self.recipe.batch_size if self.recipe else self._train_batch_size * a.gradient_accumulation_steps * processes
     if make and a.dataloader_drop_last: raise ValueError("`dataloader_drop_last` must be off with a recipe that makes its own batches, of all rows; turn it off")
     if make: return make(self.train_dataset, rows, seed)
     streamed = isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__len__")
     whole = parts == 1 and rows == self._train_batch_size # Trainer's batches are updates
     if whole or streamed or a.train_sampling_strategy == "batch_rebalance": return None
-    if a.dataloader_drop_last and len(self.train_dataset) < rows:
-        raise ValueError(f"`dataloader_drop_last` leaves no update: they have {rows} rows, and there are {len(self.train_dataset)}; turn it off")
-    return BatchSampler(self._row_order(seed), rows, a.dataloader_drop_last)
+    return BatchSampler(self._row_order(seed, self._train_batch_size * processes), rows, drop_last=False)
 
 @patch
-def _row_order(self: AdvTrainer, seed):
-    "Trainer's sampler of rows, with a generator of its own, so that it is the same in every process."
-    order = self._get_train_sampler(self.train_dataset)
+def _row_order(self: AdvTrainer, seed, together):
+    "Trainer's sampler of rows, the same in every process; with `dataloader_drop_last` it gives whole multiples of `together` rows."
+    order = self._seeded(self._get_train_sampler(self.train_dataset), seed)
+    if not self.args.dataloader_drop_last: return order
+    kept = len(order) - len(order) % together
+    if not kept: raise ValueError(f"`dataloader_drop_last` leaves no row: batches have {together} rows, and there are {len(order)}; turn it off")
+    return _FirstRows(order, kept)
+
+@patch
+def _seeded(self: AdvTrainer, order, seed):
+    "A sampler with a generator of its own."
     if self.args.data_seed is None and self.args.world_size == 1: seed = torch.initial_seed() # as accelerate has it
     own = torch.Generator().manual_seed(seed)
-    if isinstance(order, RandomSampler): return SeedableRandomSampler(self.train_dataset, generator=own, data_seed=seed)
+    if type(order) is RandomSampler: return SeedableRandomSampler(order.data_source, order.replacement, order._num_samples, own, data_seed=seed)
+    if self.args.world_size > 1 and not hasattr(order, "generator"): return _SameOrder(order, seed)
     if getattr(order, "generator", own) is None: order.generator, order.set_epoch = own, lambda epoch: own.manual_seed(seed + epoch)
     return order
+
+# %% ../nbs/02_train.ipynb #a5b1c7d9
+class _FirstRows:
+    "So many rows of a sampler."
+    def __init__(self, order, rows): self.order, self.rows = order, rows
+    def __len__(self): return self.rows
+    def __iter__(self): return islice(self.order, self.rows)
+    def set_epoch(self, epoch):
+        if hasattr(self.order, "set_epoch"): self.order.set_epoch(epoch)
+
+class _SameOrder:
+    "A sampler that draws from the global random numbers, the same in every process."
+    def __init__(self, order, seed): self.order, self.seed, self.epoch = order, seed, 0
+    def __len__(self): return len(self.order)
+    def set_epoch(self, epoch): self.epoch = epoch
+    def __iter__(self):
+        with keep_rng(): transformers.set_seed(self.seed + self.epoch); rows = list(self.order)
+        yield from rows
+        self.epoch += 1
 
 # %% ../nbs/02_train.ipynb #c0eafef3
 @patch
@@ -275,6 +328,7 @@ def _evaluate_until_it_fits(self: AdvTrainer, *args, **kwargs):
         except Exception as e:
             if not out_of_memory(e) or self.args.per_device_eval_batch_size == 1 or self.args.world_size > 1: raise
         self.args.per_device_eval_batch_size //= 2
+        getattr(self, "_eval_dataloaders", {}).clear() # loaders that Trainer keeps with their workers
         _collect()
 
 @patch
@@ -297,7 +351,7 @@ def prediction_step(self: AdvTrainer, model, inputs, prediction_loss_only, ignor
     round_of, rows = self.accelerator.gradient_state, count_rows(inputs)
     own = round_of.remainder - self.args.process_index * rows
     if loss is not None and self.args.world_size > 1 and round_of.end_of_dataloader and 0 < own < rows:
-        inputs = {k: v[:own] if torch.is_tensor(v) else v for k, v in inputs.items()}
+        inputs = {k: v[:own] if torch.is_tensor(v) and v.ndim else v for k, v in inputs.items()}
         loss, *_ = Trainer.prediction_step(self, self.model, inputs, True) # not `model`, whose processes would wait for each other
     return loss, *found
 
@@ -306,7 +360,8 @@ def last_checkpoint(
     folder, # A training's output folder
 ) -> str: # Folder of its newest whole checkpoint
     "Find the newest checkpoint that was written to its end; a kill may leave half of one. Raises `ValueError` if there is none."
-    for path in sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+    numbered = [p for p in Path(folder).glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal()]
+    for path in sorted(numbered, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
         try: json.loads((path/"trainer_state.json").read_text()) # Trainer writes this file last
         except (OSError, ValueError): continue
         return str(path)
@@ -318,9 +373,21 @@ def train(self: AdvTrainer, resume_from_checkpoint=None, *args, **kwargs):
     self.callback_handler.callbacks.sort(key=lambda c: getattr(c, "runs_last", False))
     folder = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint or None
     self.fire("on_resume", folder=folder)
-    if self.args.world_size > 1: transformers.set_seed(self.args.seed + self.args.process_index) # or all would drop the same units
+    self._seed_dropout()
     try: return Trainer.train(self, folder, *args, **kwargs)
     except BaseException: self.fire("on_train_broken"); raise
+
+@patch
+def _seed_dropout(self: AdvTrainer):
+    "Seed each of several processes apart, or all would drop the same units."
+    if self.args.world_size > 1: transformers.set_seed(self.args.seed + self.args.process_index)
+
+@patch
+def call_model_init(self: AdvTrainer, trial=None):
+    "As Trainer's, which seeds all processes alike, so that they draw the same weights."
+    model = Trainer.call_model_init(self, trial)
+    self._seed_dropout()
+    return model
 
 # %% ../nbs/02_train.ipynb #0a78284b
 @patch
@@ -854,7 +921,8 @@ def _fit(train, valid, watch, recipe, name, seeds, task, metric, text, column, a
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(model, recipe, _arguments(folder, seeds, steps, metric, accumulation), tokenizer, seen, **parts)
         result = trainer.train()
-    if not np.isfinite(result.training_loss): raise FloatingPointError("training diverged: a loss was not finite; lower the learning rate")
+    finite = np.isfinite(result.training_loss) and all(p.isfinite().all() for p in trainer.model.parameters() if p.requires_grad)
+    if not finite: raise FloatingPointError("training diverged: a loss or a weight is not finite; lower the learning rate")
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval() # else it would predict in 16 bits
     if target.task == "regression": fold_target(model, target)
     return FineTuned(model, tokenizer, target.task, target.labels, text_columns(text), length, recipe, history=trainer.state.log_history,
@@ -974,7 +1042,8 @@ def preflight(
     if isinstance(model, (str, Path)): model = load_model(str(model))
     ours = not isinstance(plan, TrainingArguments)
     args = (plan or Recipe()).training_arguments() if ours else plan
-    by_us = [(t, "fixed" if ours else "change" if bites else "ok", do) for t, bites, do in _argument_traps(model, args)]
+    fixed = lambda trap: ours and not trap.startswith("schedule-free") # which a technique may ask for
+    by_us = [(t, "fixed" if fixed(t) else "change" if bites else "ok", do) for t, bites, do in _argument_traps(model, args)]
     by_model = [(t, "change" if bites else "ok", do) for t, bites, do in _model_traps(model)]
     found = pd.DataFrame(by_model + by_us, columns=["trap", "state", "what to do"])
     found.loc[found.state != "change", "what to do"] = found["what to do"].where(found.trap.str.startswith(("layers", "attention")), "")

@@ -1,7 +1,7 @@
 "Two epochs of AdvTrainer for each case, as one process or as two under torchrun; rank 0 saves what came out."
 import os, sys
 
-import torch, transformers
+import numpy as np, torch, transformers
 from transformers import BertConfig, BertForMaskedLM, DataCollatorWithPadding, TrainingArguments
 
 from advft.core import Recipe, tiny_model, tiny_tokenizer
@@ -45,10 +45,38 @@ def train(folder, world, kind, rows, micro, accumulation):
                 eval_loss=torch.tensor([trainer.evaluate(data[:n])["eval_loss"] for n in (1, 4, 7, 9)]))
 
 
+class Shuffled:
+    "A sampler of one's own, from numpy's global generator."
+    def __init__(self, n): self.n = n
+    def __len__(self): return self.n
+    def __iter__(self): return iter(np.random.permutation(self.n))
+
+
+class Noted(AdvTrainer):
+    "Notes the labels of each micro-batch, and has a sampler of its own."
+    def _get_train_sampler(self, *_): return Shuffled(16)
+    def training_step(self, model, inputs, *args):
+        self.labels = getattr(self, "labels", []) + (inputs["labels"].tolist() if "filler" not in inputs else [])
+        return super().training_step(model, inputs, *args)
+
+
+def of_its_own(folder):
+    "What processes draw apart, and what they must draw alike: rows, steps, the first numbers after `model_init`."
+    data = [dict(r, labels=float(i)) for i, r in enumerate(sequences(16)[1])]
+    def trainer(**more):
+        args = TrainingArguments(folder, per_device_train_batch_size=4, num_train_epochs=1, save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False, **more)
+        return Noted(args=args, model_init=lambda *_: tiny_model("bert", **STILL), train_dataset=data, data_collator=DataCollatorWithPadding(tiny_tokenizer()))
+    noted, split = trainer(), trainer(accelerator_config=dict(split_batches=True))
+    noted.train(); split.train()
+    torch.manual_seed(0); drawn = noted.call_model_init().classifier.weight.sum().item(), torch.rand(1).item()
+    return dict(labels=noted.labels, steps=(noted.state.global_step, split.state.global_step), drawn=drawn)
+
+
 if __name__ == "__main__":
     out, world = sys.argv[1], int(sys.argv[2])
     transformers.utils.logging.set_verbosity_error()
     found = {case: train(out + ".folder", world, *case) for case in CASES[world]}
+    torch.save(of_its_own(out + ".folder"), f"{out}.{os.environ.get('RANK', 0)}")
     if int(os.environ.get("RANK", 0)) == 0: torch.save(found, out)
     if world > 1:
         torch.distributed.barrier()
