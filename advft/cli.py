@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'TEXT', 'TARGET', 'TASK', 'METRIC', 'MODEL', 'USAGE_ERROR', 'AFTERWARDS', 'options', 'show_version', 'say',
            'numbers', 'whole_number', 'hint', 'plan', 'ladder', 'report', 'save_or_clear', 'check_empty', 'train',
-           'predict', 'probe', 'techniques', 'main', 'no_room', 'one_line']
+           'predict', 'probe', 'techniques', 'main', 'no_memory', 'no_room', 'one_line']
 
 # %% ../nbs/72_cli.ipynb #d16e9c44
 import json as json_format, os, shutil, sys
@@ -251,10 +251,17 @@ def main(
     except USAGE_ERROR as e: say("advft:", one_line(e.format_message())); code = 2
     except (ValueError, OSError) as e: say("advft:", no_room(e) if disk_full(e) else one_line(e)); code = 2
     except FloatingPointError as e: say("advft:", one_line(e)); code = 1
+    except (RuntimeError, MemoryError) as e: say("advft:", no_memory(e)); code = 1
     if code == 130: say("interrupted" + AFTERWARDS.get(next(iter(sys.argv[1:] if args is None else args), None), ""))
     sys.exit(code if isinstance(code, int) else 0)
 
 AFTERWARDS = dict(ladder="; run the same command to go on", train="; nothing was written, and the same command starts anew")
+
+def no_memory(error):
+    "What to do where memory ran out, even with single examples; raises any other error again."
+    from advft.train import out_of_memory
+    if not out_of_memory(error): raise error
+    return "out of memory, even with single texts; lower max_length in the recipe, take a smaller model, or free some memory"
 
 def no_room(error):
     "What to do about a full disk."

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SEATS', 'SINGLE_SEATS', 'STAGES', 'ENGINE_EVENTS', 'FILLER', 'MINILM_DIGEST', 'MINILM_HUB', 'TINY', 'check_in',
            'check_one_of', 'Technique', 'Callback', 'steps_per_epoch', 'Rung', 'Recipe', 'find_technique',
-           'technique_table', 'file_digest', 'find_model', 'check_tokenizer', 'model_digest', 'tiny_model',
-           'tiny_tokenizer', 'write_whole', 'disk_full', 'leave_with_parent', 'warnings_as_notes', 'start_worker']
+           'technique_table', 'file_digest', 'find_model', 'check_tokenizer', 'model_digest', 'tokenizer_digest',
+           'tiny_model', 'tiny_tokenizer', 'write_whole', 'disk_full', 'leave_with_parent', 'warnings_as_notes',
+           'start_worker']
 
 # %% ../nbs/00_core.ipynb #a070ba4b
 import ast, errno, hashlib, inspect, json, os, sys, threading, time, warnings
@@ -387,7 +388,13 @@ def parse(
 def to_dict(self: Recipe) -> dict:
     "All settings and knobs, ready for JSON; `Recipe.from_dict` reads it back."
     base = {f.name: getattr(self, f.name) for f in _knobs(self)}
-    return base | dict(techniques={t.key: {n: v for n, v, _ in _settings(t)} for t in self.techniques})
+    return _plain(base | dict(techniques={t.key: {n: v for n, v, _ in _settings(t)} for t in self.techniques}))
+
+def _plain(value):
+    "Without numpy's numbers, which JSON does not know."
+    if isinstance(value, dict): return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)): return type(value)(map(_plain, value))
+    return value.item() if hasattr(value, "item") and not getattr(value, "ndim", 0) else value
 
 @patch(cls_method=True)
 def from_dict(
@@ -494,6 +501,13 @@ def model_digest(
 ) -> str: # 16 hexadecimal digits
     "A digest of a model's weights and configuration."
     files = [Path(folder)/"config.json"] + sorted(Path(folder).glob("*.safetensors"))
+    return hashlib.sha256("".join(file_digest(f) for f in files).encode()).hexdigest()[:16]
+
+def tokenizer_digest(
+    folder, # Folder of a saved model with its tokenizer
+) -> str: # 16 hexadecimal digits
+    "A digest of a tokenizer's files."
+    files = sorted({p for pattern in ("token*", "vocab*", "merges*", "special*", "*.model") for p in Path(folder).glob(pattern)})
     return hashlib.sha256("".join(file_digest(f) for f in files).encode()).hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #3a3cf8d5

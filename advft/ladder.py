@@ -26,7 +26,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 
 import advft
-from .core import Recipe, Rung, check_in, check_one_of, check_tokenizer, disk_full, file_digest, find_model, model_digest, start_worker, write_whole
+from .core import Recipe, Rung, check_in, check_one_of, check_tokenizer, disk_full, file_digest, find_model, model_digest, start_worker, tokenizer_digest, write_whole
 from .data import METRICS, infer_task, leveled_passages, metric_for, read_table, sample_groups, score, split_folds, table_facts, text_columns
 from .layer_decay import LayerDecay
 from .banded_decay import BandedDecay
@@ -429,12 +429,15 @@ def table_digest(
     rows = table[list(columns)].astype(object).itertuples(index=False)
     return hashlib.sha256("\n".join(repr(tuple(r)) for r in rows).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
-def ladder_config(table, model, folds, group, task, posts=False, split_seed=0):
-    "What the trials of a run have in common."
+def ladder_config(table, model, folds, group, task, posts=False, split_seed=0, others=()):
+    "What the trials of a run have in common; `others` are models that rungs name."
     facts = table_facts(table)
     columns = text_columns(facts["text"], table.columns) + [facts["target"]] + [c for c in (group, folds) if isinstance(c, str)]
     return dict(protocol=PROTOCOL, table=dict(digest=table_digest(table, columns), rows=len(table), columns=columns),
-                model=model_digest(model), folds=dict(folds=folds, group=group, seed=split_seed), task=task, versions=package_versions()) | (dict(posts=True) if posts else {})
+                model=model_digest(model), tokenizer=tokenizer_digest(model), models={str(m): _files_digest(find_model(m)) for m in sorted(set(map(str, others)))},
+                folds=dict(folds=folds, group=group, seed=split_seed), task=task, versions=package_versions()) | (dict(posts=True) if posts else {})
+
+def _files_digest(folder): return f"{model_digest(folder)} {tokenizer_digest(folder)}"
 
 def open_folder(
     out, # The run's folder, made if need be
@@ -444,7 +447,9 @@ def open_folder(
     out, path = Path(out), Path(out)/"ladder.json"
     check_folder(out, config)
     (out/"trials").mkdir(parents=True, exist_ok=True)
-    if not path.exists(): write_whole(path, json.dumps(config, indent=1))
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    whole = (known or config) | dict(models=known.get("models", {}) | config.get("models", {})) # of later rungs, too
+    if whole != known: write_whole(path, json.dumps(whole, indent=1))
 
 # %% ../nbs/71_ladder.ipynb #8cca9341
 def check_folder(out, config):
@@ -459,12 +464,18 @@ def check_folder(out, config):
         known = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(known, dict): raise ValueError("it holds no object")
     except ValueError: raise ValueError(f"{path} is damaged; move the folder away or choose another `out`") from None
-    for key, what in dict(protocol="protocol", table="table", model="model", folds="fold scheme", task="task", posts="set of scores").items():
+    _check_models(out, known.get("models", {}), config.get("models", {}))
+    for key, what in dict(protocol="protocol", table="table", model="model", tokenizer="tokenizer", folds="fold scheme", task="task", posts="set of scores").items():
         if known.get(key) != config.get(key):
             raise ValueError(f"folder {out} holds a ladder with another {what} ({_brief(known.get(key))}, now {_brief(config.get(key))}); "
                              f"choose another `out`, or move it away")
     changed = [f"{p} {v} (now {config['versions'].get(p)})" for p, v in known.get("versions", {}).items() if config["versions"].get(p) != v]
     if changed: warnings.warn(f"folder {out} was begun with {', '.join(changed)}; its scores may not be comparable", stacklevel=2)
+
+def _check_models(out, known, now):
+    "Raise `ValueError` if a model that rungs name is another than in earlier trials."
+    changed = [name for name in now if known.get(name, now[name]) != now[name]]
+    if changed: raise ValueError(f"folder {out} holds trials of another model {changed[0]!r}, whose files have changed; choose another `out`, or move it away")
 
 def _brief(value): return " ".join(json.dumps(value).split())[:90]
 
@@ -610,8 +621,10 @@ def verdict(self: Ladder) -> str:
     "What the figures do not show, in a sentence."
     test = self.scores()
     folds, seeds = (test.index.get_level_values(k).nunique() for k in ("fold", "seed"))
-    if len(test) < 5:
-        return f"No verdict: {folds} folds x {seeds} seed(s) are {len(test)} paired differences, and fewer than 5 show nothing but their own noise."
+    pairs = int(test.count().min()) # of the rung with the fewest, since trials may have failed
+    if pairs < 5:
+        some = "" if pairs == len(test) else " for some rung"
+        return f"No verdict: {folds} folds x {seeds} seed(s) are {pairs} paired differences{some}, and fewer than 5 show nothing but their own noise."
     return f"No verdict: differences over {folds} folds x {seeds} seed(s) are figures, not tests; folds share training rows, so plain t-tests mislead."
 
 @patch
@@ -840,10 +853,10 @@ def run_ladder(
     jobs = cores if jobs is None else check_in("jobs", jobs, "[1, inf)", int)
     folder = find_model(model).resolve()
     rungs = named_rungs(default_rungs(folder) if rungs is None else rungs)
-    for rung in rungs.values():
-        if isinstance(own := getattr(rung, "model", 0), (str, Path, type(None))): check_tokenizer(own or folder)
+    named = [m for m in (getattr(rung, "model", 0) for rung in rungs.values()) if isinstance(m, (str, Path, type(None)))]
+    for own in named: check_tokenizer(own or folder)
     labels = None if task == "regression" else list(table[target].cat.categories)
-    out, config = Path(out or f"runs/{stem}"), ladder_config(table, folder, folds, group, task, posts)
+    out, config = Path(out or f"runs/{stem}"), ladder_config(table, folder, folds, group, task, posts, others=filter(None, named))
     chosen = range(len(splits)) if only is None else [check_in("only", f, f"[0, {len(splits) - 1}]", int) for f in only]
     work = [(with_model(r, folder), Trial(n, json.dumps(describe(r)), f, s)) for s in seeds for f in chosen for n, r in rungs.items()]
     open_folder(out, config)

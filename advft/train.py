@@ -921,9 +921,9 @@ def _fit(train, valid, watch, recipe, name, seeds, task, metric, text, column, a
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(model, recipe, _arguments(folder, seeds, steps, metric, accumulation), tokenizer, seen, **parts)
         result = trainer.train()
-    finite = np.isfinite(result.training_loss) and all(p.isfinite().all() for p in trainer.model.parameters() if p.requires_grad)
-    if not finite: raise FloatingPointError("training diverged: a loss or a weight is not finite; lower the learning rate")
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval() # else it would predict in 16 bits
+    finite = np.isfinite(result.training_loss) and np.isfinite(model_outputs(model, rows(train[:1])[0], tokenizer)).all()
+    if not finite: raise FloatingPointError("training diverged: a loss or an output is not finite; lower the learning rate")
     if target.task == "regression": fold_target(model, target)
     return FineTuned(model, tokenizer, target.task, target.labels, text_columns(text), length, recipe, history=trainer.state.log_history,
                      watched=[found for w in seen for found in w.seen], halved=accumulation.bit_length() - 1)

@@ -18,7 +18,7 @@ from advft.checkpointing import cost_settings, cost_table
 from advft.core import Recipe, find_model, model_digest, write_whole
 from advft.layer_stack import layer_stack
 from advft.train import best_device, load_model
-from options import count, new_file
+from options import count, model, new_file
 
 FIGURES = "seconds", "seconds_ratio", "memory_mb", "memory_ratio"
 
@@ -56,8 +56,8 @@ def main(args):
 
 if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--model", default="minilm", help="name or folder")
-    ask.add_argument("--only", nargs="+", help="some settings, by name, beside plain")
+    ask.add_argument("--model", type=model, default="minilm", help="name or folder")
+    ask.add_argument("--only", nargs="+", choices=list(cost_settings(2)), metavar="SETTING", help=f"some beside plain, of: {', '.join(list(cost_settings(2))[1:])}")
     ask.add_argument("--batch-size", type=count, default=16)
     ask.add_argument("--max-length", type=count, default=128, help="tokens; the passages have some ninety")
     ask.add_argument("--steps", type=count, default=3, help="timed steps of each setting")

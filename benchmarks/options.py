@@ -8,6 +8,13 @@ def count(text):
     if text.isdecimal() and int(text): return int(text)
     raise ArgumentTypeError(f"must be a whole number in [1, inf), got {text!r}")
 
+def model(text):
+    "The name or folder of a model that is there."
+    from advft.core import check_tokenizer
+    try: check_tokenizer(text)
+    except (ValueError, OSError) as e: raise ArgumentTypeError(" ".join(str(e).split())) from None
+    return text
+
 def new_file(text):
     "A path where a file can be written."
     path = Path(text)

@@ -13,13 +13,13 @@ from datetime import date
 from pathlib import Path
 
 os.environ |= dict(TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
-import numpy as np, pandas as pd, torch, transformers
+import numpy as np, torch, transformers
 
 from advft.core import find_model, model_digest, write_whole
 from advft.data import leveled_passages
 from advft.precision import predict_in
-from advft.train import best_device, load_model, load_tokenizer
-from options import count, new_file
+from advft.train import best_device, load_model, load_tokenizer, longest_input
+from options import count, model, new_file
 
 def seconds(call, device):
     "How long a call takes, its work on the device included."
@@ -92,15 +92,17 @@ def about(args, device):
 def main(args):
     torch.set_num_threads(args.threads)
     device, found = best_device(), []
+    args.max_length = longest_input(args.max_length, load_tokenizer(args.model), load_model(args.model))
     formats = args.formats or (["bf16", "fp16"] if device.type == "cuda" else ["bf16"])
     for batch in args.batches:
         found += batch_rows(args, device, batch, formats)
-        print(pd.DataFrame(found).query("batch == @batch")[["work", "batch", "format", "ratio"]].round(3).to_string(index=False, header=batch == args.batches[0]), flush=True)
+        if batch == args.batches[0]: print("work   batch  format           ratio")
+        for r in found[-3 * len(formats):]: print(f"{r['work']:<7}{r['batch']:>5}  {r['format']:<15}{r['ratio']:>7.3f}", flush=True)
         if args.out: write_whole(args.out, json.dumps(about(args, device) | dict(rows=found), indent=1) + "\n")
 
 if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--model", default="minilm", help="name or folder")
+    ask.add_argument("--model", type=model, default="minilm", help="name or folder")
     ask.add_argument("--batches", type=count, nargs="+", default=[1, 2, 4, 8, 16, 32])
     ask.add_argument("--max-length", type=count, default=64, help="tokens, to which all texts are padded")
     ask.add_argument("--formats", nargs="+", choices=["bf16", "fp16"], help="bf16, and on a GPU fp16 too")

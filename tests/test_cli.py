@@ -2,7 +2,7 @@
 import builtins, json, os, shlex, shutil, signal, subprocess, sys, time, warnings
 from pathlib import Path
 
-import huggingface_hub.constants, numpy as np, pandas as pd, psutil, pytest
+import huggingface_hub.constants, numpy as np, pandas as pd, psutil, pytest, torch
 
 from advft.cli import main
 from advft.core import Recipe, Rung, tiny_model
@@ -347,6 +347,26 @@ def test_training_that_diverges(place, capfd):
     recipe = "recipe(learning_rate=1e30, epochs=2, batch_size=4, max_length=16)"
     code, out, err = advft(f"train good.csv --model tiny --out model --recipe '{recipe}'", capfd)
     assert (code, out) == (1, "") and "diverged" in err and "Traceback" not in err and not Path("model").exists()
+
+def test_a_single_step_that_diverges(place, capfd):
+    recipe = "recipe(learning_rate=1e30, epochs=1, batch_size=40, max_length=16)"
+    for more in "", " + adapters()":
+        code, out, err = advft(f"train good.csv --model tiny --out model --recipe '{recipe}{more}'", capfd)
+        assert (code, out) == (1, "") and "advft: training diverged: " in err and err.endswith("is not finite; lower the learning rate\n") and not Path("model").exists()
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("command", ["train good.csv --model tiny --out model --recipe 'recipe(epochs=1, max_length=16)'", "predict fitted good.csv"])
+def test_no_memory(place, capfd, monkeypatch, command, error):
+    def call(*args, **kwargs): raise error
+    monkeypatch.setattr("transformers.BertForSequenceClassification.forward", call)
+    code, out, err = advft(command, capfd)
+    assert (code, out) == (1, "") and err.endswith("advft: out of memory, even with single texts; lower max_length in the recipe, take a smaller model, or free some memory\n")
+    assert "Traceback" not in err and not Path("model").exists()
+
+def test_other_errors_keep_their_traceback(place, monkeypatch):
+    def call(*args, **kwargs): raise RuntimeError("a fault of ours")
+    monkeypatch.setattr("transformers.BertForSequenceClassification.forward", call)
+    with pytest.raises(RuntimeError, match="a fault of ours"): main(shlex.split("predict fitted good.csv"))
 
 
 # --- a full disk: its name, what to do, and nothing that is in the way of the same command

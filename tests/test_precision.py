@@ -10,6 +10,7 @@ from advft.core import Recipe, Technique, tiny_model, tiny_tokenizer
 from advft.ema import EMA
 from advft.evaluation import EvaluateEvery
 from advft.freezing import Freeze
+from advft.layer_decay import LayerDecay
 from advft.pooling import Pooling
 from advft.precision import Precision, PrecisionEnds, predict_in
 from advft.train import AdvTrainer, FineTuned, fine_tune, load_model, load_tokenizer
@@ -74,7 +75,7 @@ def test_predicting_in_16_bits_leaves_a_fitted_model_alone(tiny_bert, passages):
 
 @pytest.mark.parametrize("architecture, pooling", [("bert", None), ("gpt2", None), ("bart", None), ("modernbert", "mean"), ("roberta", "asymmetric")])
 def test_predicting_in_16_bits_keeps_a_target_far_from_0(tmp_path, passages, architecture, pooling):
-    model, years = saved(tmp_path, architecture), passages[:16].assign(target=lambda d: 1e5 + 5 * d.target)
+    model, years = str(save_tiny(tmp_path/architecture, architecture)), passages[:16].assign(target=lambda d: 1e5 + 5 * d.target)
     fitted = fine_tune(years, None, Recipe(epochs=1, batch_size=8, max_length=16) + (Pooling(pooling) if pooling else LayerDecay()), model)
     exact = fitted.predict(passages)
     for number_format in "bf16", "fp16":
