@@ -507,7 +507,6 @@ def _in_workers(job, pairs, jobs, report):
     from joblib.externals.loky import get_reusable_executor
     env = {f"{lib}_NUM_THREADS": str(job.threads) for lib in ("OMP", "MKL", "OPENBLAS")} | dict(TOKENIZERS_PARALLELISM="false")
     env["THP_MEM_ALLOC_ENABLE"] = "1" # huge pages for torch's tensors, where Linux has them: fewer page faults
-    env["MALLOC_MMAP_THRESHOLD_"] = "1048576" # bytes; larger tensors go back to the system when freed, so a trial that ran out of memory finds some
     workers = get_reusable_executor(jobs, timeout=30, initializer=start_worker, initargs=(os.getpid(),), env=env)
     waiting, running, found = list(pairs), {}, {}
     try:
