@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SEATS', 'SINGLE_SEATS', 'STAGES', 'ENGINE_EVENTS', 'FILLER', 'MINILM_DIGEST', 'MINILM_HUB', 'TINY', 'check_in',
            'check_one_of', 'Technique', 'Callback', 'steps_per_epoch', 'Rung', 'Recipe', 'find_technique',
-           'technique_table', 'file_digest', 'find_model', 'check_tokenizer', 'model_digest', 'tokenizer_digest',
-           'tiny_model', 'tiny_tokenizer', 'write_whole', 'disk_full', 'leave_with_parent', 'warnings_as_notes',
-           'start_worker']
+           'technique_table', 'file_digest', 'find_model', 'check_tokenizer', 'model_digest', 'tokenizer_files',
+           'tokenizer_digest', 'tiny_model', 'tiny_tokenizer', 'write_whole', 'disk_full', 'leave_with_parent',
+           'warnings_as_notes', 'start_worker']
 
 # %% ../nbs/00_core.ipynb #a070ba4b
 import ast, errno, hashlib, inspect, json, os, sys, threading, time, warnings
@@ -503,12 +503,17 @@ def model_digest(
     files = [Path(folder)/"config.json"] + sorted(Path(folder).glob("*.safetensors"))
     return hashlib.sha256("".join(file_digest(f) for f in files).encode()).hexdigest()[:16]
 
+def tokenizer_files(
+    folder, # Folder of a saved model with its tokenizer
+) -> list: # Paths, sorted
+    "The files that a tokenizer depends on."
+    return sorted({p for pattern in ("token*", "vocab*", "merges*", "special*", "*.model") for p in Path(folder).glob(pattern)})
+
 def tokenizer_digest(
     folder, # Folder of a saved model with its tokenizer
 ) -> str: # 16 hexadecimal digits
     "A digest of a tokenizer's files."
-    files = sorted({p for pattern in ("token*", "vocab*", "merges*", "special*", "*.model") for p in Path(folder).glob(pattern)})
-    return hashlib.sha256("".join(file_digest(f) for f in files).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(file_digest(f) for f in tokenizer_files(folder)).encode()).hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #3a3cf8d5
 _WIDE = dict(intermediate_size=64)

@@ -18,7 +18,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from torch import nn
 
-from .core import check_in, file_digest, find_model, model_digest, write_whole
+from .core import check_in, file_digest, find_model, model_digest, tokenizer_files, write_whole
 from .data import Metric, infer_task, leveled_passages, metric_for, read_table, score, split_folds, text_columns
 from .pooling import Pooling, make_pooling, state_layers, to_front, token_mask
 
@@ -102,8 +102,7 @@ def features_digest(
 ) -> str: # 16 hexadecimal digits
     "What pooled features depend on: the texts, the model's and tokenizer's files, settings; your own poolings by name only."
     folder = find_model(model)
-    tokenizer = sorted({p for pattern in ("token*", "vocab*", "merges*", "special*", "*.model") for p in folder.glob(pattern)})
-    about = [model_digest(folder), [file_digest(p) for p in tokenizer], list(poolings), list(layers), max_length]
+    about = [model_digest(folder), [file_digest(p) for p in tokenizer_files(folder)], list(poolings), list(layers), max_length]
     texts = table[text_columns(text, table.columns)].to_numpy().tolist()
     return hashlib.sha256(json.dumps([about, texts]).encode()).hexdigest()[:16]
 
